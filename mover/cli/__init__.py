@@ -1,0 +1,6 @@
+"""The command line."""
+
+
+def main() -> int:
+    """Run one command; returns the exit code."""
+    return 2

@@ -1,0 +1,116 @@
+"""The errors a user can meet. Each class has its exit code; the table in docs/exit-codes.md is made from them.
+
+A message says what failed, on which VM and disk, what the other side said; `hint` says what to do.
+"""
+
+from __future__ import annotations
+
+
+class MoverError(Exception):
+    """The root. Shown as `error: …` and `hint: …`, without a traceback."""
+
+    exit_code = 1
+    transient = False
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(MoverError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class JobError(MoverError):
+    """The job file is wrong: file, line, key, what was found and what is allowed."""
+
+    exit_code = 2
+
+
+class PartialError(MoverError):
+    """Some VMs failed; the others are safe."""
+
+    exit_code = 3
+
+
+class StoreMissingError(MoverError):
+    """There is no store at this place."""
+
+    exit_code = 10
+
+
+class StoreLockedError(MoverError):
+    """The store is in use in a way that excludes this one."""
+
+    exit_code = 11
+    transient = True
+
+
+class SecretError(MoverError):
+    """A password or passphrase cannot be read."""
+
+    exit_code = 12
+
+
+class StoreDamagedError(MoverError):
+    """The store holds something that is not what was written."""
+
+    exit_code = 13
+
+
+class StoreFullError(MoverError):
+    """The store takes no more: no space, quota, or read-only."""
+
+    exit_code = 14
+
+
+class FormatTooNewError(MoverError):
+    """The store was made by a newer version."""
+
+    exit_code = 15
+
+
+class UnreachableError(MoverError):
+    """The pool does not answer, or is not trusted."""
+
+    exit_code = 20
+    transient = True
+
+
+class NotFoundError(MoverError):
+    """A VM, disk, network, SR or restore point that was asked for does not exist."""
+
+    exit_code = 21
+
+
+class NoIncrementalError(MoverError):
+    """The job allows incrementals only, and one is impossible."""
+
+    exit_code = 22
+
+
+class PoolError(MoverError):
+    """The pool refused or failed something that was asked of it."""
+
+    exit_code = 23
+
+
+class VerifyError(MoverError):
+    """Damage was found."""
+
+    exit_code = 30
+
+
+class BusyError(MoverError):
+    """Another run of this job is active; try again later."""
+
+    exit_code = 75
+    transient = True
+
+
+class InterruptedRunError(MoverError):
+    """Stopped by a signal; everything is left clean."""
+
+    exit_code = 130
