@@ -40,6 +40,11 @@ class Arena:
         self._free.append(slot)
         self._available.release()
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether `acquire` would have to wait. Who holds slots already and can go on without more should not."""
+        return self._available.locked()
+
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[memoryview]:
         """Hold a slot for the length of a block."""

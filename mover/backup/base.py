@@ -1,0 +1,75 @@
+"""Which base an incremental of a disk can start from, and why there is none."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mover.backup.snapshot import SnapshotDisk
+from mover.store import Point, PointDisk
+from protocol import cbt
+from protocol.errors import FormatError, XapiError
+from protocol.extent import Extent
+from protocol.xapi import Pool
+
+
+@dataclass(frozen=True)
+class Base:
+    """The disk of an earlier restore point whose snapshot still stands on the pool as `snapshot` (a ref)."""
+
+    disk: PointDisk
+    point: str
+    snapshot: str
+
+
+@dataclass(frozen=True)
+class NoBase:
+    """Why a disk has to be read in full. `last` is its newest stored state, if there is one, to compare with."""
+
+    reason: str
+    last: PointDisk | None = None
+
+
+async def find_base(pool: Pool, points: Sequence[Point], vdi_uuid: str, vdi_ref: str) -> Base | NoBase:
+    """Look for the newest of `points` (oldest first) whose snapshot of the live VDI still stands."""
+    stored = [
+        (point, disk) for point in reversed(points) for disk in point.record.disks if disk.vdi_uuid == vdi_uuid
+    ]
+    if not stored:
+        return NoBase("first backup of this disk")
+    last = stored[0][1]
+    reason = "no snapshot was kept after the last backup"
+    for point, disk in stored:
+        if not disk.snapshot_uuid:
+            continue
+        try:
+            ref = await pool.call("VDI.get_by_uuid", disk.snapshot_uuid)
+            record = await pool.call("VDI.get_record", ref)
+        except XapiError as error:
+            if error.code not in {"UUID_INVALID", "HANDLE_INVALID"}:
+                raise
+            reason = f"the base snapshot {disk.snapshot_uuid} is gone from the pool"
+            continue
+        if record["snapshot_of"] != vdi_ref:
+            # A revert gives the VM new disks and hands the old snapshots over to them.
+            return NoBase(f"the base snapshot {disk.snapshot_uuid} is no longer one of this disk", last)
+        if not record.get("cbt_enabled", False):
+            return NoBase(f"the base snapshot {disk.snapshot_uuid} has no CBT log", last)
+        return Base(disk, point.id, ref)
+    return NoBase(reason, last)
+
+
+async def changed_extents(pool: Pool, base: Base, snapshot: SnapshotDisk) -> list[Extent] | NoBase:
+    """What CBT says has changed between the base and `snapshot`, or why it cannot say."""
+    if not snapshot.cbt:
+        return NoBase("CBT is off on this disk", base.disk)
+    if snapshot.size < base.disk.size:
+        return NoBase(f"the disk shrank from {base.disk.size} to {snapshot.size} bytes", base.disk)
+    try:
+        bitmap = await pool.run("VDI.list_changed_blocks", base.snapshot, snapshot.ref)
+        return cbt.changed_extents(base64.b64decode(bitmap, validate=True), snapshot.size, base.disk.size)
+    except XapiError as error:
+        return NoBase(f"the pool cannot list changed blocks: {error}", base.disk)
+    except (FormatError, ValueError) as error:
+        return NoBase(f"the list of changed blocks is damaged: {error}", base.disk)

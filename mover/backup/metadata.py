@@ -1,0 +1,109 @@
+"""Everything about a VM that is not disk content: what a restore needs to make it again.
+
+One JSON document of raw API records, so that a field this version does not know survives a backup and a restore by a
+newer one. Refs in it only tie its own records together.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from typing import Any
+
+import msgspec
+
+from protocol.errors import FormatError, ProtocolError, XapiError
+from protocol.xapi import Pool, Transfers
+
+FORMAT = 1
+# ova.xml of a VM with hundreds of snapshots and disks stays far below this.
+_OVA_LIMIT = 3 << 20
+
+Record = dict[str, Any]
+
+
+class VmMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """Raw records, by ref where there are several. `ova_xml` is the server's own export of the same, if it gave one."""
+
+    format: int = FORMAT
+    vm: Record
+    vbds: dict[str, Record]
+    vdis: dict[str, Record]
+    vifs: dict[str, Record]
+    networks: dict[str, Record]
+    pifs: dict[str, Record]
+    srs: dict[str, Record]
+    vtpms: dict[str, Record]
+    vtpm_contents: dict[str, str]
+    guest_metrics: Record | None = None
+    software_version: dict[str, str]
+    ova_xml: str | None = None
+
+
+def encode(metadata: VmMetadata) -> bytes:
+    """JSON, UTF-8. Values that JSON lacks (XML-RPC dates) become strings."""
+    return msgspec.json.encode(metadata, enc_hook=str)
+
+
+def decode(data: bytes) -> VmMetadata:
+    """The inverse of `encode`. Raises `FormatError`."""
+    try:
+        return msgspec.json.decode(data, type=VmMetadata)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FormatError("VM metadata", str(error)) from error
+
+
+async def collect(pool: Pool, transfers: Transfers, vm: str, snapshot: str) -> VmMetadata:
+    """Gather the records of the live VM `vm`, whose snapshot VM is `snapshot` (refs)."""
+    vm_record: Record = await pool.call("VM.get_record", vm)
+    vbds = await _records(pool, "VBD", vm_record["VBDs"])
+    vifs = await _records(pool, "VIF", vm_record["VIFs"])
+    vdis = await _records(pool, "VDI", [vbd["VDI"] for vbd in vbds.values() if not vbd["empty"]])
+    networks = await _records(pool, "network", [vif["network"] for vif in vifs.values()])
+    pifs = await _records(pool, "PIF", [pif for network in networks.values() for pif in network["PIFs"]])
+    srs = await _records(pool, "SR", [vdi["SR"] for vdi in vdis.values()])
+    vtpms = await _records(pool, "VTPM", vm_record.get("VTPMs", []))
+    master = await pool.call("pool.get_all_records")
+    host = next(iter(master.values()))["master"]
+    return VmMetadata(
+        vm=vm_record,
+        vbds=vbds,
+        vdis=vdis,
+        vifs=vifs,
+        networks=networks,
+        pifs=pifs,
+        srs=srs,
+        vtpms=vtpms,
+        vtpm_contents={ref: await pool.call("VTPM.get_contents", ref) for ref in vtpms},
+        guest_metrics=await _guest_metrics(pool, vm_record),
+        software_version=await pool.call("host.get_software_version", host),
+        ova_xml=await _ova_xml(transfers, snapshot),
+    )
+
+
+async def _records(pool: Pool, kind: str, refs: list[str]) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for ref in dict.fromkeys(refs):
+        try:
+            found[ref] = await pool.call(f"{kind}.get_record", ref)
+        except XapiError as error:
+            # An object may vanish between the list and the look: it is then not part of the VM any more.
+            if error.code != "HANDLE_INVALID":
+                raise
+    return found
+
+
+async def _guest_metrics(pool: Pool, vm: Record) -> Record | None:
+    found = await _records(pool, "VM_guest_metrics", [vm.get("guest_metrics", "OpaqueRef:NULL")])
+    return next(iter(found.values()), None)
+
+
+async def _ova_xml(transfers: Transfers, snapshot: str) -> str | None:
+    try:
+        archive = await transfers.export_metadata(snapshot)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            member = tar.extractfile("ova.xml")
+            return member.read(_OVA_LIMIT).decode() if member else None
+    except (ProtocolError, tarfile.TarError, KeyError, UnicodeDecodeError):
+        # The records above are what a restore uses; the server's own form is kept where it can be had.
+        return None

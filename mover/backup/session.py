@@ -1,0 +1,49 @@
+"""What every part of a backup run shares."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mover.backup.tags import Owner
+from mover.events import Emit
+from mover.pipeline.pace import Pace
+from mover.store import Store, Writer
+from protocol.arena import Arena
+from protocol.nbd import Budget
+from protocol.xapi import Pool, Transfers
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run: the pool and the store it joins, and the bounded resources all its disks draw on."""
+
+    run: str
+    job: str
+    schedule: str | None
+    owner: Owner
+    pool: Pool
+    transfers: Transfers
+    store: Store
+    writer: Writer
+    executor: Executor
+    arena: Arena
+    budget: Budget
+    pace: Pace
+    disks: asyncio.Semaphore
+    nbd_connections: int
+    emit: Emit
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run blocking store work in a worker thread, and wait for its end even if the wait is cancelled."""
+        running = asyncio.get_running_loop().run_in_executor(self.executor, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise

@@ -1,0 +1,191 @@
+"""Snapshots on the pool: taking them, keeping one as the base of the next incremental, removing the rest.
+
+Everything made here is tagged in `other_config`, so that what a killed run leaves behind is found and swept by the
+next one, and nobody else's snapshots are ever touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mover.backup.tags import Owner, without_tags
+from protocol.errors import XapiError
+from protocol.xapi import Pool
+
+# xapi gives the control domain's VBDs of NBD and exports back with a delay; until then the VDI counts as in use.
+_IN_USE_TRIES = 24
+_IN_USE_WAIT = 0.25
+_IN_USE_LONGEST_WAIT = 5.0
+# What says that an object is in use for now, and what says that it is gone already.
+_BUSY = frozenset({"VDI_IN_USE", "OTHER_OPERATION_IN_PROGRESS"})
+_GONE = frozenset({"HANDLE_INVALID", "UUID_INVALID"})
+
+
+@dataclass(frozen=True)
+class SnapshotDisk:
+    """The snapshot `ref` (`uuid`) of the live VDI `live`; `size` in bytes is the snapshot's."""
+
+    ref: str
+    uuid: str
+    live: str
+    size: int
+    cbt: bool
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot VM and the snapshots of its disks."""
+
+    ref: str
+    uuid: str
+    disks: tuple[SnapshotDisk, ...]
+
+    def of(self, live: str) -> SnapshotDisk | None:
+        """The snapshot of the live VDI with this ref."""
+        return next((disk for disk in self.disks if disk.live == live), None)
+
+
+async def take(
+    pool: Pool, vm: str, name: str, tags: dict[str, str], ignored: Sequence[str], *, quiesce: bool
+) -> tuple[Snapshot, str | None]:
+    """Snapshot the VM `vm` without the VDIs `ignored`, and tag what was made.
+
+    Returns the snapshot and, where a quiesced one was asked for but a regular one taken, why. Raises `XapiError`.
+    """
+    refused: str | None = None
+    ref: str | None = None
+    if quiesce:
+        try:
+            ref = await pool.run("VM.snapshot_with_quiesce", vm, name)
+        except XapiError as error:
+            # Current pools do not know the call any more: the regular snapshot is the normal case, not the exception.
+            refused = str(error)
+    if ref is None:
+        ref = await _plain_snapshot(pool, vm, name, ignored)
+    await _tag(pool, "VM", ref, tags)
+    snapshot = await _describe(pool, ref)
+    for disk in snapshot.disks:
+        await _tag(pool, "VDI", disk.ref, tags)
+    unwanted = [disk for disk in snapshot.disks if disk.live in ignored]
+    for disk in unwanted:
+        await destroy_vdi(pool, disk.ref)
+    kept = tuple(disk for disk in snapshot.disks if disk not in unwanted)
+    return Snapshot(snapshot.ref, snapshot.uuid, kept), refused
+
+
+async def _plain_snapshot(pool: Pool, vm: str, name: str, ignored: Sequence[str]) -> str:
+    if ignored:
+        try:
+            return await pool.run("VM.snapshot", vm, name, list(ignored))
+        except XapiError as error:
+            # Before 21.4.0 the call took two parameters; the snapshots of ignored disks are destroyed instead.
+            if error.code != "MESSAGE_PARAMETER_COUNT_MISMATCH":
+                raise
+    return await pool.run("VM.snapshot", vm, name)
+
+
+async def _tag(pool: Pool, kind: str, ref: str, tags: dict[str, str]) -> None:
+    other_config = await pool.call(f"{kind}.get_other_config", ref)
+    await pool.call(f"{kind}.set_other_config", ref, without_tags(other_config) | tags)
+
+
+async def _describe(pool: Pool, ref: str) -> Snapshot:
+    record = await pool.call("VM.get_record", ref)
+    disks: list[SnapshotDisk] = []
+    for vbd_ref in record["VBDs"]:
+        vbd = await pool.call("VBD.get_record", vbd_ref)
+        if vbd["type"] != "Disk" or vbd["empty"]:
+            continue
+        vdi = await pool.call("VDI.get_record", vbd["VDI"])
+        disks.append(
+            SnapshotDisk(
+                ref=vbd["VDI"],
+                uuid=vdi["uuid"],
+                live=vdi["snapshot_of"],
+                size=int(vdi["virtual_size"]),
+                cbt=bool(vdi.get("cbt_enabled", False)),
+            )
+        )
+    return Snapshot(ref, record["uuid"], tuple(disks))
+
+
+async def remove(pool: Pool, snapshot: Snapshot) -> None:
+    """Destroy a snapshot and the data of its disks. What is gone already counts as removed."""
+    await destroy_vm(pool, snapshot.ref)
+    for disk in snapshot.disks:
+        await destroy_vdi(pool, disk.ref)
+
+
+async def keep_metadata(pool: Pool, snapshot: Snapshot) -> None:
+    """Keep only the CBT logs of a snapshot: its VM and data are destroyed, tracked disks become `cbt_metadata`."""
+    await destroy_vm(pool, snapshot.ref)
+    for disk in snapshot.disks:
+        if disk.cbt:
+            await _while_in_use(pool, "VDI.data_destroy", disk.ref)
+        else:
+            await destroy_vdi(pool, disk.ref)
+
+
+async def destroy_vm(pool: Pool, ref: str) -> None:
+    """Destroy a snapshot VM's record; its disks stay."""
+    await _while_in_use(pool, "VM.destroy", ref)
+
+
+async def destroy_vdi(pool: Pool, ref: str) -> None:
+    """Destroy a VDI, waiting while the pool says that it is still in use."""
+    await _while_in_use(pool, "VDI.destroy", ref)
+
+
+async def _while_in_use(pool: Pool, call: str, ref: str) -> None:
+    wait = _IN_USE_WAIT
+    for tries_left in reversed(range(_IN_USE_TRIES)):
+        try:
+            await pool.run(call, ref)
+            return
+        except XapiError as error:
+            if error.code in _GONE:
+                return
+            if error.code not in _BUSY or not tries_left:
+                raise
+        await asyncio.sleep(wait)
+        wait = min(wait * 1.5, _IN_USE_LONGEST_WAIT)
+
+
+async def sweep(pool: Pool, owner: Owner, vm: str, keep: Collection[str]) -> list[str]:
+    """Remove every snapshot of the VM with UUID `vm` that `owner` made, but those whose VDIs have UUIDs in `keep`.
+
+    Returns the UUIDs of the VDIs that were removed.
+    """
+    removed: list[str] = []
+    vdis: dict[str, dict[str, Any]] = await pool.call("VDI.get_all_records")
+    mine = {
+        ref: record
+        for ref, record in vdis.items()
+        if record["is_a_snapshot"] and owner.owns(record["other_config"], vm)
+    }
+    stale = {ref: record for ref, record in mine.items() if record["uuid"] not in keep}
+    vms: dict[str, dict[str, Any]] = await pool.call("VM.get_all_records")
+    for ref, record in vms.items():
+        if not record["is_a_snapshot"] or not owner.owns(record["other_config"], vm):
+            continue
+        kept = [mine[vdi] for vdi in await _disks_of(pool, record) if vdi in mine and vdi not in stale]
+        if not kept:
+            await destroy_vm(pool, ref)
+    for ref, record in stale.items():
+        await destroy_vdi(pool, ref)
+        removed.append(record["uuid"])
+    return removed
+
+
+async def _disks_of(pool: Pool, vm: dict[str, Any]) -> list[str]:
+    disks: list[str] = []
+    for vbd in vm["VBDs"]:
+        try:
+            disks.append(await pool.call("VBD.get_VDI", vbd))
+        except XapiError as error:
+            if error.code not in _GONE:
+                raise
+    return disks

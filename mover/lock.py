@@ -1,0 +1,45 @@
+"""One run of a job at a time on one machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mover.errors import BusyError
+
+
+def state_directory() -> Path:
+    """Where this program keeps small state of its own: `$MOVER_STATE`, else the user's state folder."""
+    if explicit := os.environ.get("MOVER_STATE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "mover"
+
+
+@contextmanager
+def run_lock(job: str) -> Iterator[None]:
+    """Hold the lock of the job named `job`. The kernel releases it when the process ends, however it ends.
+
+    Raises `BusyError` at once if another run holds it.
+    """
+    directory = state_directory() / "locks"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / (re.sub(r"[^A-Za-z0-9._-]", "_", job) + ".lock")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            who = f" (process {holder})" if holder else ""
+            raise BusyError(
+                f"another run of the job {job} is active{who}", "wait for its end, or stop it"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

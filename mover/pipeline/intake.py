@@ -1,0 +1,97 @@
+"""Blocks of one disk into the store: seal the chunks, put their ids in the tree, count what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from threading import Lock
+
+from mover.pipeline.low_water import LowWater
+from mover.store import Tree, Writer
+from protocol.extent import Extent
+
+
+@dataclass(slots=True)
+class Counts:
+    """Bytes of disk by what became of them; `stored` is bytes of packs. `done` is all that was sealed."""
+
+    done: int = 0
+    zero: int = 0
+    known: int = 0
+    new: int = 0
+    stored: int = 0
+
+
+class Intake:
+    """Takes the blocks of one disk, in any order, from several tasks at once.
+
+    `expected` are the extents that will come, aligned to chunks (the last one may end at the disk's size). `progress`
+    is called at most every `interval` seconds, on the event loop.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        tree: Tree,
+        expected: Sequence[Extent],
+        size: int,
+        chunk_size: int,
+        executor: Executor,
+        progress: Callable[[Counts], None],
+        interval: float = 0.2,
+    ) -> None:
+        self.counts = Counts()
+        self._writer = writer
+        self._tree = tree
+        self._low_water = LowWater(expected, size)
+        self._chunk_size = chunk_size
+        self._executor = executor
+        self._progress = progress
+        self._interval = interval
+        self._reported = 0.0
+        self._lock = Lock()
+
+    async def take(self, offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
+        """Seal the `wanted` parts of `view`, which holds the disk's bytes from `offset` on.
+
+        Returns when the view may be reused. Raises what the store raises (`StoreFullError` and the like).
+        """
+        loop = asyncio.get_running_loop()
+        # A cancelled wait does not stop the thread, and the thread still reads the view: wait for it either way.
+        sealing = loop.run_in_executor(self._executor, self._seal, offset, view, wanted)
+        try:
+            await asyncio.shield(sealing)
+        except asyncio.CancelledError:
+            await asyncio.wait([sealing])
+            raise
+        now = time.monotonic()
+        if now - self._reported >= self._interval:
+            self._reported = now
+            self._progress(self.counts)
+
+    def _seal(self, offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
+        for extent in wanted:
+            start = extent.offset - offset
+            sealed = self._writer.seal(view[start : start + extent.length])
+            with self._lock:
+                self._tree.put(extent.offset // self._chunk_size, sealed.ids)
+                counts = self.counts
+                counts.done += extent.length
+                counts.zero += sealed.zero
+                counts.known += sealed.known
+                counts.new += sealed.new
+                counts.stored += sealed.stored
+                self._low_water.delivered(extent)
+                self._tree.advance(self._low_water.mark // self._chunk_size)
+
+    def finish(self) -> bytes:
+        """Write what is left of the tree and return its root id. Blocking: call it in a worker thread.
+
+        Raises `RuntimeError` if a block is missing: that would be a bug of a source, never a property of a disk.
+        """
+        if not self._low_water.complete:
+            raise RuntimeError(f"the source left out the block at byte {self._low_water.mark}")
+        return self._tree.finish()

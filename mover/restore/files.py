@@ -1,0 +1,177 @@
+"""Disks of a restore point into files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mover.backup.metadata import decode, encode
+from mover.errors import NotFoundError, PoolError
+from mover.events import DiskFinished, DiskPlanned, DiskProgress, Emit
+from mover.store import DiskReader, Point, PointDisk, Store
+from protocol.arena import Arena
+from protocol.extent import Extent, split, total
+from protocol.tasks import task_group
+
+_SLOTS = 8
+_REPORT_EVERY = 0.2
+
+
+async def restore_to_files(
+    store: Store, point: Point, directory: Path, *, disks: Sequence[str] = (), emit: Emit
+) -> list[Path]:
+    """Write disks of `point` as sparse raw files into `directory`, and the VM's metadata beside them.
+
+    `disks` are positions or names (empty: all). A file appears under its final name only when it is whole; existing
+    ones are replaced. Returns the disks' files, in order of position. Raises `NotFoundError`, `StoreDamagedError`,
+    `PoolError` if a file cannot be written.
+    """
+    chosen = choose_disks(point, disks)
+    directory.mkdir(parents=True, exist_ok=True)
+    metadata = directory / f"{_file_name(point.record.vm_name)}.json"
+    metadata.write_bytes(encode(decode(store.get_blob(point.record.metadata))))
+    arena = Arena(_SLOTS)
+    files: list[Path] = []
+    with ThreadPoolExecutor(os.cpu_count() or 2, "restore") as executor:
+        for disk in chosen:
+            path = directory / f"{_file_name(point.record.vm_name)}-{_file_name(disk.position)}.raw"
+            await _write_raw(store, point, disk, path, arena, executor, emit)
+            files.append(path)
+    return files
+
+
+def choose_disks(point: Point, wanted: Sequence[str]) -> list[PointDisk]:
+    """The disks of `point` whose position, name or VDI UUID is in `wanted` (empty: all), by position."""
+    by_position = sorted(point.record.disks, key=lambda disk: (len(disk.position), disk.position))
+    if not wanted:
+        return by_position
+    for name in wanted:
+        if not any(name in (disk.position, disk.name, disk.vdi_uuid) for disk in by_position):
+            has = ", ".join(f"{disk.position} ({disk.name})" for disk in by_position)
+            raise NotFoundError(f"{point.record.vm_name} has no disk {name} in point {point.id}", f"it has {has}")
+    return [disk for disk in by_position if {disk.position, disk.name, disk.vdi_uuid} & set(wanted)]
+
+
+def _file_name(text: str) -> str:
+    """`text` as one harmless component of a path."""
+    return re.sub(r"[^\w.+-]", "_", text).lstrip(".") or "vm"
+
+
+async def _write_raw(
+    store: Store,
+    point: Point,
+    disk: PointDisk,
+    path: Path,
+    arena: Arena,
+    executor: ThreadPoolExecutor,
+    emit: Emit,
+) -> None:
+    started = time.monotonic()
+    reader = store.disk(disk.root, disk.size)
+    loop = asyncio.get_running_loop()
+    extents = await loop.run_in_executor(executor, lambda: list(reader.extents()))
+    vm = point.record.vm_uuid
+    to_write = total(extents)
+    emit(
+        DiskPlanned(vm=vm, disk=disk.position, name=disk.name, size=disk.size, mode="restore", to_read=to_write)
+    )
+    unfinished = path.with_name(path.name + ".partial")
+    try:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise PoolError(f"cannot write {unfinished}: {error.strerror}") from error
+    try:
+        os.ftruncate(descriptor, disk.size)
+        blocks = split(extents, arena.slot_size)
+        progress = _Progress(vm, disk, emit)
+        async with task_group() as group:
+            for _ in range(_SLOTS // 2):
+                group.create_task(_copy(reader, blocks, descriptor, arena, executor, progress))
+        await loop.run_in_executor(executor, os.fsync, descriptor)
+        unfinished.rename(path)
+    except OSError as error:
+        raise PoolError(f"cannot write {unfinished}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    progress.report()
+    emit(
+        DiskFinished(
+            vm=vm,
+            disk=disk.position,
+            name=disk.name,
+            mode="restore",
+            size=disk.size,
+            changed=0,
+            read=to_write,
+            zero=disk.size - to_write,
+            known=0,
+            new=0,
+            stored=0,
+            seconds=time.monotonic() - started,
+        )
+    )
+
+
+class _Progress:
+    """Reports the bytes written of one disk, a few times a second."""
+
+    def __init__(self, vm: str, disk: PointDisk, emit: Emit) -> None:
+        self._vm = vm
+        self._disk = disk
+        self._emit = emit
+        self._done = 0
+        self._reported = 0.0
+
+    def add(self, length: int) -> None:
+        self._done += length
+        if time.monotonic() - self._reported >= _REPORT_EVERY:
+            self.report()
+
+    def report(self) -> None:
+        self._reported = time.monotonic()
+        self._emit(
+            DiskProgress(
+                vm=self._vm,
+                disk=self._disk.position,
+                done=self._done,
+                read=self._done,
+                zero=0,
+                known=0,
+                new=0,
+                stored=0,
+            )
+        )
+
+
+async def _copy(
+    reader: DiskReader,
+    blocks: Iterator[Extent],
+    descriptor: int,
+    arena: Arena,
+    executor: ThreadPoolExecutor,
+    progress: _Progress,
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def copy(block: Extent, view: memoryview) -> None:
+        reader.read_into(block.offset, view)
+        written = 0
+        while written < block.length:
+            written += os.pwrite(descriptor, view[written:], block.offset + written)
+
+    for block in blocks:
+        slot = await arena.acquire()
+        copying = loop.run_in_executor(executor, copy, block, slot[: block.length])
+        try:
+            await asyncio.shield(copying)
+        except asyncio.CancelledError:
+            await asyncio.wait([copying])
+            raise
+        finally:
+            arena.release(slot)
+        progress.add(block.length)

@@ -1,0 +1,29 @@
+"""A disk over NBD: several connections, the extents shared among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mover.pipeline.pace import Pace
+from mover.source import Take
+from protocol.arena import Arena
+from protocol.extent import Extent
+from protocol.nbd import Block, NbdReader
+
+
+class NbdSource:
+    """Reads through an open `NbdReader`."""
+
+    def __init__(self, reader: NbdReader, pace: Pace) -> None:
+        self._reader = reader
+        self._pace = pace
+
+    async def deliver(self, extents: Sequence[Extent], arena: Arena, take: Take) -> int:
+        """See `mover.source.Source`."""
+
+        async def take_block(block: Block) -> None:
+            await self._pace.spend(len(block.view))
+            await take(block.offset, block.view, block.wanted)
+
+        stats = await self._reader.read(extents, arena, take_block)
+        return stats.bytes_read

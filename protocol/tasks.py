@@ -1,0 +1,35 @@
+"""Task groups whose failure is one error, not a tree of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """An `asyncio.TaskGroup` that raises the first error of its tasks itself; the others become notes on it.
+
+    Whoever catches by type, as in `except StoreFullError`, need not care whether the work was done by one task or by
+    several.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from errors.exceptions[0].__cause__
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The first leaf of a tree of exception groups, with the messages of the others as notes."""
+    leaves = list(_leaves(error))
+    for other in leaves[1:]:
+        leaves[0].add_note(f"also: {type(other).__name__}: {other}")
+    return leaves[0]
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for child in error.exceptions for leaf in _leaves(child)]
+    return [error]
