@@ -71,12 +71,12 @@ def subtract(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:
 
 
 def align(extents: Iterable[Extent], unit: int, size: int) -> list[Extent]:
-    """Round every extent outwards to multiples of `unit` bytes, cut at `size`, and merge."""
+    """Cut extents at `size`, round them outwards to multiples of `unit` bytes within it, and merge."""
     rounded: list[Extent] = []
     for extent in extents:
         start = extent.offset // unit * unit
         end = min(-(-extent.end // unit) * unit, size)
-        if extent.length > 0 and start < end:
+        if extent.length > 0 and extent.offset < size:
             rounded.append(Extent(start, end - start))
     return merge(rounded)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from concurrent.futures import Executor
 
 from mover.store import DiskReader
@@ -14,7 +14,7 @@ from protocol.extent import Extent
 
 async def blocks_in_order(
     reader: DiskReader, blocks: Iterable[Extent], arena: Arena, executor: Executor, ahead: int = 4
-) -> AsyncIterator[tuple[Extent, memoryview]]:
+) -> AsyncGenerator[tuple[Extent, memoryview], None]:
     """Yield each of `blocks` (each at most a slot long) with its content; at most `ahead` slots are held.
 
     A view is valid until the next one is asked for. Use it with `contextlib.aclosing`: leaving early then waits for

@@ -1,0 +1,65 @@
+"""Which network of the target pool stands in for each saved one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mover.errors import NotFoundError
+
+Record = dict[str, Any]
+
+
+def match_networks(
+    saved: Mapping[str, Record],
+    saved_pifs: Mapping[str, Record],
+    present: Mapping[str, Record],
+    present_pifs: Mapping[str, Record],
+    wanted: Mapping[str, str],
+) -> dict[str, str]:
+    """Map saved network refs to refs of `present`: as `wanted` says, else by UUID, else by name and VLAN.
+
+    `wanted` maps a saved network's name or UUID to the name or UUID of a present one. Raises `NotFoundError` naming
+    every network that has no match, before anything is written.
+    """
+    matched: dict[str, str] = {}
+    missing: list[str] = []
+    for ref, network in saved.items():
+        asked = wanted.get(network["uuid"]) or wanted.get(network["name_label"])
+        found = (
+            _by_name_or_uuid(present, asked)
+            if asked
+            else _by_name_or_uuid(present, network["uuid"]) or _by_vlan(network, saved_pifs, present, present_pifs)
+        )
+        if found is None:
+            missing.append(asked or network["name_label"])
+        else:
+            matched[ref] = found
+    if missing:
+        names = ", ".join(sorted(record["name_label"] for record in present.values()))
+        raise NotFoundError(
+            f"the pool has no network for {', '.join(sorted(missing))}",
+            f"name one with --network OLD=NEW; the pool has {names}",
+        )
+    return matched
+
+
+def _by_name_or_uuid(present: Mapping[str, Record], name: str) -> str | None:
+    for ref, record in present.items():
+        if name == record["uuid"]:
+            return ref
+    return next((ref for ref, record in present.items() if name == record["name_label"]), None)
+
+
+def _by_vlan(
+    network: Record, saved_pifs: Mapping[str, Record], present: Mapping[str, Record], pifs: Mapping[str, Record]
+) -> str | None:
+    vlans = _vlans(network, saved_pifs)
+    for ref, record in present.items():
+        if record["name_label"] == network["name_label"] and _vlans(record, pifs) == vlans:
+            return ref
+    return None
+
+
+def _vlans(network: Record, pifs: Mapping[str, Record]) -> frozenset[int]:
+    return frozenset(int(pifs[pif]["VLAN"]) for pif in network["PIFs"] if pif in pifs)

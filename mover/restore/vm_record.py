@@ -1,0 +1,134 @@
+"""From saved records to the arguments of constructors: what is kept, what is dropped, what is pool-local.
+
+Pure functions. Which fields a constructor reads, and which it accepts and ignores, is xen-api
+ocaml/idl/datamodel_vm.ml; integers stay the strings that XML-RPC gave.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mover.backup.tags import without_tags
+
+Record = dict[str, Any]
+NULL = "OpaqueRef:NULL"
+
+# Fields of VM.create that describe the VM itself. All others are refs of the old pool, run-time state, or set later
+# by calls of their own (bios_strings, blocked_operations, ha_*).
+_VM_FIELDS = (
+    "name_description",
+    "user_version",
+    "memory_static_max",
+    "memory_dynamic_max",
+    "memory_dynamic_min",
+    "memory_static_min",
+    "memory_target",
+    "VCPUs_params",
+    "VCPUs_max",
+    "VCPUs_at_startup",
+    "actions_after_shutdown",
+    "actions_after_softreboot",
+    "actions_after_reboot",
+    "actions_after_crash",
+    "PV_bootloader",
+    "PV_kernel",
+    "PV_ramdisk",
+    "PV_args",
+    "PV_bootloader_args",
+    "PV_legacy_args",
+    "HVM_boot_policy",
+    "HVM_boot_params",
+    "HVM_shadow_multiplier",
+    "platform",
+    "PCI_bus",
+    "recommendations",
+    "xenstore_data",
+    "tags",
+    "order",
+    "start_delay",
+    "shutdown_delay",
+    "version",
+    "generation_id",
+    "hardware_platform_version",
+    "has_vendor_device",
+    "reference_label",
+    "domain_type",
+    "NVRAM",
+)
+_VBD_FIELDS = (
+    "userdevice",
+    "bootable",
+    "mode",
+    "type",
+    "unpluggable",
+    "qos_algorithm_type",
+    "qos_algorithm_params",
+)
+_VIF_FIELDS = (
+    "device",
+    "MTU",
+    "qos_algorithm_type",
+    "qos_algorithm_params",
+    "locking_mode",
+    "ipv4_allowed",
+    "ipv6_allowed",
+)
+
+
+def _pick(record: Record, fields: tuple[str, ...]) -> Record:
+    return {field: record[field] for field in fields if field in record}
+
+
+def vm_arguments(saved: Record, name: str, *, new_macs: bool) -> Record:
+    """The argument of VM.create for a VM that cannot run yet.
+
+    `mac_seed` is what generated MAC addresses derive from; without it the pool makes a new one.
+    """
+    other_config = without_tags(saved["other_config"])
+    if new_macs:
+        other_config.pop("mac_seed", None)
+    return _pick(saved, _VM_FIELDS) | {
+        "name_label": name,
+        "other_config": other_config,
+        "is_a_template": False,
+        "affinity": NULL,
+        "ha_always_run": False,
+        "ha_restart_priority": "",
+    }
+
+
+def vdi_arguments(saved: Record, sr: str, size: int) -> Record:
+    """The argument of VDI.create. `sm_config` belongs to the old SR and is not copied."""
+    return {
+        "name_label": saved.get("name_label", ""),
+        "name_description": saved.get("name_description", ""),
+        "SR": sr,
+        "virtual_size": str(size),
+        "type": saved.get("type", "user") if saved.get("type") in ("user", "system") else "user",
+        "sharable": False,
+        "read_only": False,
+        "other_config": without_tags(saved.get("other_config", {})),
+        "xenstore_data": {},
+        "sm_config": {},
+        "tags": saved.get("tags", []),
+    }
+
+
+def vbd_arguments(saved: Record, vm: str, vdi: str | None) -> Record:
+    """The argument of VBD.create; `vdi` None makes an empty drive."""
+    return _pick(saved, _VBD_FIELDS) | {
+        "VM": vm,
+        "VDI": vdi or NULL,
+        "empty": vdi is None,
+        "other_config": without_tags(saved["other_config"]),
+    }
+
+
+def vif_arguments(saved: Record, vm: str, network: str, *, new_mac: bool) -> Record:
+    """The argument of VIF.create; an empty MAC asks the pool to make one."""
+    return _pick(saved, _VIF_FIELDS) | {
+        "VM": vm,
+        "network": network,
+        "MAC": "" if new_mac else saved["MAC"],
+        "other_config": without_tags(saved["other_config"]),
+    }
