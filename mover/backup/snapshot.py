@@ -155,29 +155,31 @@ async def _while_in_use(pool: Pool, call: str, ref: str) -> None:
 
 
 async def sweep(pool: Pool, owner: Owner, vm: str, keep: Collection[str]) -> list[str]:
-    """Remove every snapshot of the VM with UUID `vm` that `owner` made, but those whose VDIs have UUIDs in `keep`.
+    """Remove every snapshot of the VM with UUID `vm` that `owner` made, but the VDIs with UUIDs in `keep`.
 
-    Returns the UUIDs of the VDIs that were removed.
+    A snapshot VM stays as long as one of its disks does. Returns the UUIDs of the VDIs that were removed.
     """
-    removed: list[str] = []
     vdis: dict[str, dict[str, Any]] = await pool.call("VDI.get_all_records")
-    mine = {
-        ref: record
-        for ref, record in vdis.items()
-        if record["is_a_snapshot"] and owner.owns(record["other_config"], vm)
-    }
-    stale = {ref: record for ref, record in mine.items() if record["uuid"] not in keep}
     vms: dict[str, dict[str, Any]] = await pool.call("VM.get_all_records")
+    stale = {
+        ref
+        for ref, record in vdis.items()
+        if record["is_a_snapshot"] and owner.owns(record["other_config"], vm) and record["uuid"] not in keep
+    }
     for ref, record in vms.items():
-        if not record["is_a_snapshot"] or not owner.owns(record["other_config"], vm):
+        live = vms.get(record["snapshot_of"], {}).get("uuid")
+        named = live == vm and owner.named(record["name_label"])
+        if not record["is_a_snapshot"] or not (named or owner.owns(record["other_config"], vm)):
             continue
-        kept = [mine[vdi] for vdi in await _disks_of(pool, record) if vdi in mine and vdi not in stale]
-        if not kept:
-            await destroy_vm(pool, ref)
-    for ref, record in stale.items():
+        disks = [disk for disk in await _disks_of(pool, record) if disk in vdis and vdis[disk]["is_a_snapshot"]]
+        if any(vdis[disk]["uuid"] in keep for disk in disks):
+            continue
+        await destroy_vm(pool, ref)
+        # Killed between the snapshot and its tags, a run leaves disks that only their VM's name tells as ours.
+        stale.update(disks)
+    for ref in stale:
         await destroy_vdi(pool, ref)
-        removed.append(record["uuid"])
-    return removed
+    return [vdis[ref]["uuid"] for ref in stale]
 
 
 async def _disks_of(pool: Pool, vm: dict[str, Any]) -> list[str]:

@@ -23,6 +23,18 @@ class Owner:
             f"{PREFIX}run": run,
         }
 
+    def snapshot_name(self, run: str) -> str:
+        """The name of a snapshot made by `run`. A run may be killed before it can tag: then the name tells."""
+        return f"{self._name_prefix}{run}"
+
+    def named(self, name: str) -> bool:
+        """Whether `name` is one that `snapshot_name` gives."""
+        return name.startswith(self._name_prefix)
+
+    @property
+    def _name_prefix(self) -> str:
+        return f"mover {self.job} {self.store[:8]} "
+
     def owns(self, other_config: dict[str, str], vm: str) -> bool:
         """Whether these are the tags of a snapshot that this owner made of the VM with UUID `vm`."""
         return (

@@ -25,25 +25,31 @@ async def back_up_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> st
     """Back up one VM and return the id of its restore point. Leaves no snapshot behind if it fails."""
     points = [point for point in session.store.points() if point.record.vm_uuid == vm.uuid]
     await snapshot.sweep(session.pool, session.owner, vm.uuid, _bases(points))
-    enabled_now = await _enable_cbt(session, vm)
+    try:
+        record, taken = await _snapshot_and_copy(session, vm, points, keep_base=keep_base)
+        point = await session.in_thread(lambda: session.writer.commit(record))
+    except BaseException:
+        await _clean_up(session, vm, points)
+        raise
+    await _settle(session, vm, taken, record)
+    return point
+
+
+async def _snapshot_and_copy(
+    session: Session, vm: SelectedVm, points: Sequence[Point], *, keep_base: bool
+) -> tuple[PointRecord, snapshot.Snapshot]:
+    cbt_reasons = await _enable_cbt(session, vm)
     taken, unquiesced = await snapshot.take(
         session.pool,
         vm.ref,
-        f"mover {session.job} {session.run}",
+        session.owner.snapshot_name(session.run),
         session.owner.tags(vm=vm.uuid, run=session.run),
         [disk.vdi for disk in vm.excluded_disks],
         quiesce=vm.backup.quiesce,
     )
     if unquiesced:
         _warn(session, vm, f"no quiesced snapshot ({unquiesced}): took a regular one")
-    try:
-        record = await _copy(session, vm, taken, points, enabled_now, keep_base=keep_base)
-        point = await session.in_thread(lambda: session.writer.commit(record))
-    except BaseException:
-        await _remove_quietly(session, vm, taken)
-        raise
-    await _settle(session, vm, taken, record)
-    return point
+    return await _copy(session, vm, taken, points, cbt_reasons, keep_base=keep_base), taken
 
 
 def _bases(points: Sequence[Point]) -> set[str]:
@@ -155,10 +161,10 @@ async def _settle(session: Session, vm: SelectedVm, taken: snapshot.Snapshot, re
         _warn(session, vm, f"an old snapshot could not be removed and will be swept by the next run: {error}")
 
 
-async def _remove_quietly(session: Session, vm: SelectedVm, taken: snapshot.Snapshot) -> None:
-    """Remove a snapshot after a failure or an interruption; what cannot be removed is left to the next run's sweep."""
+async def _clean_up(session: Session, vm: SelectedVm, points: Sequence[Point]) -> None:
+    """After a failure or an interruption: remove what no point records. What cannot be removed, the next run sweeps."""
     try:
         async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
-            await snapshot.remove(session.pool, taken)
+            await snapshot.sweep(session.pool, session.owner, vm.uuid, _bases(points))
     except (ProtocolError, TimeoutError) as error:
-        _warn(session, vm, f"the snapshot {taken.uuid} could not be removed and will be swept: {error}")
+        _warn(session, vm, f"the snapshot could not be removed and will be swept by the next run: {error}")
