@@ -103,3 +103,12 @@ class TransferError(ProtocolError):
         self.what = what
         self.reason = reason
         self.status = status
+
+
+class OutcomeUnknownError(ProtocolError):
+    """A call was begun, and nothing can tell any more how it ended. `call` is the method; look before repeating it."""
+
+    def __init__(self, call: str, reason: str) -> None:
+        super().__init__(f"{call}: {reason}; it may have been carried out")
+        self.call = call
+        self.reason = reason

@@ -1,0 +1,202 @@
+"""Calls of one session from asyncio: logging in, following the master, repeating what may be repeated, logging out.
+
+The official client is synchronous and its session not thread-safe: all calls are made by one thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from protocol.errors import PoolCertificateError, PoolUnreachableError, ProtocolError, XapiError
+from protocol.secret import Secret
+from protocol.xapi.address import Address
+from protocol.xapi.channel import Channel, NotSentError
+from protocol.xapi.trust import Trust
+
+T = TypeVar("T")
+
+# Reads whose name does not say so.
+_READS = frozenset({"VDI.list_changed_blocks", "system.listMethods"})
+# How often HOST_IS_SLAVE is followed: hosts that point at each other must not keep a client busy for ever.
+_MAX_HOPS = 3
+# Seconds for what still has to be done after a cancellation.
+AFTERMATH = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds, and how often. `call` is the longest silence during a call; the waits between attempts double.
+
+    `task` bounds a call that runs as a task: the pool itself waits up to two hours for an object that is busy.
+    """
+
+    connect: float = 10.0
+    call: float = 60.0
+    task: float = 6 * 3600.0
+    attempts: int = 5
+    first_wait: float = 0.5
+    longest_wait: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who logs in. The pool limits sessions per `originator`: one name for all runs keeps them countable."""
+
+    username: str
+    password: Secret
+    originator: str
+
+
+def is_repeatable(method: str) -> bool:
+    """Whether a call only reads, so that sending it twice does no harm."""
+    return method.rpartition(".")[2].startswith("get_") or method in _READS
+
+
+def log_in(channel: Channel, credentials: Credentials, timeout: float) -> Secret:
+    """Open a session. Blocking. Raises XapiError (HOST_IS_SLAVE, SESSION_AUTHENTICATION_FAILED) and what calls do."""
+    who = (credentials.username, credentials.password, "1.0", credentials.originator)
+    return Secret(str(channel.call("session.login_with_password", who, timeout)))
+
+
+class Caller:
+    """Makes calls; `address` is the master's as soon as a login has found it."""
+
+    def __init__(self, address: Address, credentials: Credentials, trust: Trust, patience: Patience) -> None:
+        self.session: Secret | None = None
+        self.trust = trust
+        self._credentials = credentials
+        self.patience = patience
+        self._turn = asyncio.Lock()
+        self._executor = ThreadPoolExecutor(1, "xapi-calls")
+        self._channel = Channel(address, trust, patience.connect)
+
+    @property
+    def address(self) -> Address:
+        """Where calls go."""
+        return self._channel.address
+
+    async def call(
+        self,
+        method: str,
+        params: tuple[Any, ...],
+        *,
+        timeout: float | None = None,
+        repeatable: bool | None = None,
+        landed: list[Any] | None = None,
+    ) -> Any:
+        """See `Pool.call`. With `landed`, a cancelled call is still given a moment, and its answer left in there."""
+        repeat = is_repeatable(method) if repeatable is None else repeatable
+        silence = timeout or self.patience.call
+        wait, hops, renewals, attempt = self.patience.first_wait, 0, 0, 0
+        while True:
+            attempt += 1
+            try:
+                return await self._exchange(method, params, silence, landed)
+            except PoolCertificateError:
+                raise
+            except PoolUnreachableError as error:
+                never_sent = isinstance(error, NotSentError)
+                if attempt >= self.patience.attempts or not (repeat or never_sent):
+                    raise
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, self.patience.longest_wait)
+            except XapiError as error:
+                # The host did not look at the call: it is no longer the master.
+                if error.code == "HOST_IS_SLAVE" and hops < _MAX_HOPS:
+                    hops += 1
+                elif error.code == "SESSION_INVALID" and repeat and not renewals:
+                    renewals += 1
+                else:
+                    raise
+
+    async def current_session(self, expired: Secret | None = None) -> Secret:
+        """Return the session's reference, logging in again where there is none or where it is `expired`."""
+        async with self._turn:
+            if self.session is None or self.session == expired:
+                self.session = None
+                await self._log_in()
+            return self.session or Secret("")
+
+    async def close(self, *others: Secret | None) -> None:
+        """Log out of this session and `others`, within bounds, whatever state the connection is in."""
+        try:
+            async with asyncio.timeout(AFTERMATH), self._turn:
+                for session in (*others, self.session):
+                    if session is not None:
+                        with suppress(ProtocolError):
+                            await self._log_out(session)
+        except TimeoutError:
+            pass
+        finally:
+            self.session = None
+            self._channel.abort()
+            self._executor.submit(self._channel.close)
+            self._executor.shutdown(wait=False)
+
+    async def _exchange(self, method: str, params: tuple[Any, ...], silence: float, landed: list[Any] | None) -> Any:
+        async with self._turn:
+            if self.session is None:
+                await self._log_in()
+            session, channel = self.session, self._channel
+            try:
+                return await self._in_thread(lambda: channel.call(method, (session, *params), silence), silence, landed)
+            except XapiError as error:
+                if error.code in ("SESSION_INVALID", "HOST_IS_SLAVE"):
+                    self.session = None
+                raise
+
+    async def _log_in(self) -> None:
+        self.session = await self._in_thread(self._log_in_at_master, _MAX_HOPS * self.patience.call)
+
+    def _log_in_at_master(self) -> Secret:
+        for _ in range(_MAX_HOPS):
+            try:
+                return log_in(self._channel, self._credentials, self.patience.call)
+            except XapiError as error:
+                if error.code != "HOST_IS_SLAVE" or not error.params:
+                    raise
+                self._go_to(error.params[0])
+        raise PoolUnreachableError(str(self.address), "its hosts name each other as the master")
+
+    def _go_to(self, master: str) -> None:
+        self._channel.close()
+        try:
+            address = self._channel.address.sibling(master)
+        except ValueError as error:
+            raise PoolUnreachableError(str(self.address), f"its master is at no usable address: {error}") from None
+        self._channel = Channel(address, self.trust, self.patience.connect)
+
+    async def _log_out(self, session: Secret) -> None:
+        channel = self._channel
+        await self._in_thread(lambda: channel.call("session.logout", (session,), AFTERMATH / 2), AFTERMATH / 2)
+
+    async def _in_thread(self, work: Callable[[], T], silence: float, landed: list[Any] | None = None) -> T:
+        running = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        try:
+            # A server that sends a byte now and then never falls silent, so the whole is bounded too.
+            async with asyncio.timeout(2 * (self.patience.connect + silence)):
+                result = await asyncio.shield(running)
+        except TimeoutError:
+            self._abandon(running)
+            raise PoolUnreachableError(str(self.address), "no complete answer in time") from None
+        except asyncio.CancelledError:
+            if landed is not None:
+                await asyncio.wait({running}, timeout=AFTERMATH)
+                if running.done() and not running.cancelled() and running.exception() is None:
+                    landed.append(running.result())
+            self._abandon(running)
+            raise
+        if landed is not None:
+            landed.append(result)
+        return result
+
+    def _abandon(self, running: asyncio.Future[T]) -> None:
+        """Free the thread from a call nobody waits for any more."""
+        if not running.done():
+            self._channel.abort()
+            running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

@@ -1,0 +1,232 @@
+"""A pool as a logged-in client sees it: calls, tasks, hosts, and whose certificates are believed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from protocol.errors import FormatError, OutcomeUnknownError, PoolUnreachableError, ProtocolError, XapiError
+from protocol.secret import Secret
+from protocol.xapi.address import Address
+from protocol.xapi.caller import AFTERMATH, Caller, Credentials, Patience, log_in
+from protocol.xapi.channel import Channel
+from protocol.xapi.records import HostRecord, PoolRecord, TaskRecord, parse_records, parse_task
+from protocol.xapi.tasks import Progress, TaskWatcher, Watch
+from protocol.xapi.trust import Trust, fingerprint_of_pem
+from protocol.xapi.wire import decode_result, failure
+
+# Seconds between two looks at a task whose events may have been lost.
+_LOOK_AGAIN = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What the pool runs: `product` is its brand ("XCP-ng"), `release` the product's version ("8.3.0")."""
+
+    product: str
+    release: str
+    api: tuple[int, int]
+
+
+class Pool:
+    """A session with a pool, made by `connect`. All of it belongs to one event loop."""
+
+    def __init__(self, caller: Caller, watcher: TaskWatcher, record: PoolRecord, hosts: dict[str, HostRecord]) -> None:
+        self.record = record
+        self.hosts = hosts
+        self._caller = caller
+        self._watcher = watcher
+
+    @property
+    def address(self) -> Address:
+        """Where the master's API is."""
+        return self._caller.address
+
+    @property
+    def session_ref(self) -> Secret:
+        """The session's reference; another one after an expired session was renewed."""
+        return self._caller.session or Secret("OpaqueRef:NULL")
+
+    @property
+    def master(self) -> HostRecord:
+        """The master's record, as of the login."""
+        return self.hosts[self.record.master]
+
+    @property
+    def version(self) -> Version:
+        """What the master runs."""
+        software = self.master.software_version
+        return Version(
+            software.get("product_brand", ""),
+            software.get("product_version", ""),
+            (self.master.API_version_major, self.master.API_version_minor),
+        )
+
+    async def call(self, method: str, *args: Any, timeout: float | None = None, repeatable: bool | None = None) -> Any:
+        """Make a synchronous call and return its value: strings, booleans, floats, lists and dicts.
+
+        Integers come, and are sent, as strings. `timeout` is the longest silence in seconds. After a lost connection
+        or an expired session a call that only reads is repeated; any other only where it surely has not begun.
+        `repeatable` overrides the distinction.
+
+        Raises XapiError, PoolUnreachableError, PoolCertificateError, FormatError.
+        """
+        return await self._caller.call(method, args, timeout=timeout, repeatable=repeatable)
+
+    async def run(self, method: str, *args: Any, timeout: float | None = None, progress: Progress | None = None) -> Any:
+        """Run a call as a task (`Async.…`), wait for its end, and return its decoded result.
+
+        Cancelling this cancels the task. `timeout` in seconds bounds the whole; `progress` is told 0 to 1.
+
+        Raises what `call` raises, and OutcomeUnknownError when the task vanished.
+        """
+        started: list[str] = []
+        try:
+            async with asyncio.timeout(timeout or self._caller.patience.task):
+                task: str = await self._caller.call(f"Async.{method}", args, landed=started)
+                record = await self.wait(task, method, progress)
+        except TimeoutError:
+            await self._give_up(started)
+            raise PoolUnreachableError(str(self.address), f"{method} has not ended in time") from None
+        except BaseException:
+            await self._give_up(started)
+            raise
+        await self.destroy_task(task)
+        return result_of(record, method)
+
+    async def wait(self, task: str, call: str, progress: Progress | None = None) -> TaskRecord:
+        """Wait for a task's end. `call` names it in errors. Raises as `run` does, but not for a failed task."""
+        watch = self.watch(task, progress)
+        try:
+            return await self.end_of(task, watch, call)
+        finally:
+            self.unwatch(task)
+
+    def watch(self, task: str, progress: Progress | None = None) -> Watch:
+        """Begin to watch a task without waiting for it."""
+        return self._watcher.watch(task, progress)
+
+    def unwatch(self, task: str) -> None:
+        """Stop watching a task."""
+        self._watcher.unwatch(task)
+
+    async def end_of(self, task: str, watch: Watch, call: str) -> TaskRecord:
+        """Wait for the end of a task that is watched already. See `wait`."""
+        while not watch.ended.done():
+            # The end may have come before the watch began; and an event can get lost with its session.
+            watch.see(await self._look(task))
+            await asyncio.wait({watch.ended}, timeout=_LOOK_AGAIN)
+        record = watch.ended.result()
+        if record is None:
+            raise OutcomeUnknownError(call, "its task vanished before its end was seen")
+        return record
+
+    async def create_task(self, label: str) -> str:
+        """Make a pending task of our own, for an HTTP handler to complete. Destroy it with `destroy_task`."""
+        return str(await self.call("task.create", label, ""))
+
+    async def destroy_task(self, task: str) -> None:
+        """Destroy a task; it is no error if it is gone or the pool away. A pending one goes when it ends."""
+        with suppress(ProtocolError):
+            await self.call("task.destroy", task, repeatable=True)
+
+    async def renewed_session(self, expired: Secret) -> Secret:
+        """Return a session's reference that is not the `expired` one."""
+        return await self._caller.current_session(expired)
+
+    async def trust_for(self, host: str) -> Trust:
+        """Return a trust that covers the pool's host at `host` (a name or an IP address).
+
+        A member's certificate is learnt from the master, over the connection that is verified already. Raises
+        PoolUnreachableError if the pool has no host there, so that no session is ever shown to a stranger.
+        """
+        if host == self.address.host or host in self._caller.trust.hosts:
+            return self._caller.trust
+        ref = next((ref for ref, record in self.hosts.items() if self._is_at(record, host)), None)
+        if ref is None:
+            raise PoolUnreachableError(str(self.address), f"it has no host at {host}")
+        try:
+            pem = await self.call("host.get_server_certificate", ref)
+        except XapiError as error:
+            if error.code != "MESSAGE_METHOD_UNKNOWN":
+                raise
+            return self._caller.trust
+        self._caller.trust = self._caller.trust.with_host(host, fingerprint_of_pem(str(pem)))
+        return self._caller.trust
+
+    def _is_at(self, record: HostRecord, host: str) -> bool:
+        with suppress(ValueError):
+            return self.address.sibling(record.address).host == host
+        return False
+
+    async def _look(self, task: str) -> TaskRecord | None:
+        try:
+            return parse_task(await self.call("task.get_record", task))
+        except XapiError as error:
+            if error.code == "HANDLE_INVALID":
+                return None
+            raise
+
+    async def _give_up(self, tasks: list[str]) -> None:
+        """Cancel what nobody waits for any more; the pool may be away, so within bounds and without errors."""
+        with suppress(ProtocolError, TimeoutError):
+            async with asyncio.timeout(AFTERMATH):
+                for task in tasks:
+                    with suppress(XapiError):
+                        await self.call("task.cancel", task)
+                    await self.destroy_task(task)
+
+
+def result_of(record: TaskRecord, call: str) -> Any:
+    """Return what an ended task brought. Raises XapiError if it failed or was cancelled."""
+    if record.status == "success":
+        return decode_result(record.result)
+    if record.status == "cancelled" and not record.error_info:
+        raise XapiError("TASK_CANCELLED", (), call)
+    raise failure(list(record.error_info), call)
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    username: str,
+    password: Secret,
+    trust: Trust,
+    *,
+    originator: str = "mover",
+    patience: Patience | None = None,
+) -> AsyncIterator[Pool]:
+    """Log in to the pool at `url` (any of its hosts), and always log out again.
+
+    Raises ValueError for a bad URL, PoolUnreachableError, PoolCertificateError, XapiError.
+    """
+    patience = patience or Patience()
+    credentials = Credentials(username, password, originator)
+    caller = Caller(Address.parse(url), credentials, trust, patience)
+
+    def channel_of_events() -> Channel:
+        return Channel(caller.address, caller.trust, patience.connect)
+
+    def session_of_events(channel: Channel) -> Secret:
+        return log_in(channel, credentials, patience.call)
+
+    loop = asyncio.get_running_loop()
+    watcher = TaskWatcher(loop, channel_of_events, session_of_events, patience.connect + patience.call)
+    executor = ThreadPoolExecutor(1, "xapi-events")
+    watching = loop.run_in_executor(executor, watcher.run)
+    try:
+        pools = parse_records(PoolRecord, await caller.call("pool.get_all_records", ()))
+        hosts = parse_records(HostRecord, await caller.call("host.get_all_records", ()))
+        record = next(iter(pools.values()), None)
+        if record is None or record.master not in hosts:
+            raise FormatError("pool record", "its master is not among its hosts")
+        yield Pool(caller, watcher, record, hosts)
+    finally:
+        watcher.stop()
+        await asyncio.wait({watching}, timeout=AFTERMATH)
+        await caller.close(watcher.session)
+        executor.shutdown(wait=False)

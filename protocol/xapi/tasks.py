@@ -1,0 +1,143 @@
+"""Waiting for the pool's tasks: one `event.from` for all of them, on a session and a thread of its own.
+
+The call blocks its session until something happens, and a session is not thread-safe, so it cannot share the one that
+makes the calls. All tasks are subscribed to at once: a subscription to single tasks could not be extended while the
+call is blocked, and the pool coalesces events to the newest state of each object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from protocol.errors import FormatError, ProtocolError, XapiError
+from protocol.secret import Secret
+from protocol.xapi.channel import Channel
+from protocol.xapi.records import TaskRecord, parse_task
+
+# Seconds the pool may hold one event.from without news.
+_ROUND = 30.0
+_FIRST_WAIT = 0.25
+_LONGEST_WAIT = 10.0
+
+_START_AGAIN = frozenset({"EVENTS_LOST", "EVENT_FROM_TOKEN_PARSE_FAILURE"})
+
+Progress = Callable[[float], None]
+
+
+class Watch:
+    """One watched task: `ended` gets its final record, or None when the task vanished."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, progress: Progress | None) -> None:
+        self.ended: asyncio.Future[TaskRecord | None] = loop.create_future()
+        self._progress = progress
+
+    def see(self, task: TaskRecord | None) -> None:
+        """Take note of a newer state."""
+        if self.ended.done():
+            return
+        if task is None or task.ended:
+            self.ended.set_result(task)
+        elif self._progress is not None:
+            self._progress(task.progress)
+
+
+class TaskWatcher:
+    """Watches tasks while anybody waits for one. `run` blocks: it belongs on a thread of its own until `stop`.
+
+    `connect` makes a channel to where the pool's master is now; `login` opens a session on it.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connect: Callable[[], Channel],
+        login: Callable[[Channel], Secret],
+        timeout: float,
+    ) -> None:
+        self._loop = loop
+        self._connect = connect
+        self._login = login
+        self._timeout = timeout
+        self._watches: dict[str, Watch] = {}
+        self._wanted = threading.Event()
+        self._stopped = threading.Event()
+        self._channel: Channel | None = None
+        self.session: Secret | None = None
+
+    def watch(self, task: str, progress: Progress | None = None) -> Watch:
+        """Begin to watch. What ended before is not seen: look at the task's record once after this."""
+        watch = self._watches[task] = Watch(self._loop, progress)
+        self._wanted.set()
+        return watch
+
+    def unwatch(self, task: str) -> None:
+        """Stop watching."""
+        self._watches.pop(task, None)
+        if not self._watches and not self._stopped.is_set():
+            self._wanted.clear()
+
+    def stop(self) -> None:
+        """Make `run` return soon."""
+        self._stopped.set()
+        self._wanted.set()
+        if (channel := self._channel) is not None:
+            channel.abort()
+
+    def run(self) -> None:
+        """Wait for events until `stop`, connecting again with back-off where that is needed."""
+        token, wait = "", _FIRST_WAIT
+        while self._wanted.wait() and not self._stopped.is_set():
+            try:
+                token = self._round(token)
+                wait = _FIRST_WAIT
+            except XapiError as error:
+                token = ""
+                if error.code not in _START_AGAIN:
+                    self._hang_up()
+                    self._stopped.wait(wait)
+                    wait = min(2 * wait, _LONGEST_WAIT)
+            except ProtocolError:
+                self._hang_up()
+                self._stopped.wait(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+        if self._channel is not None:
+            self._channel.close()
+
+    def _round(self, token: str) -> str:
+        if self._channel is None:
+            self._channel = self._connect()
+        if self.session is None:
+            self.session = self._login(self._channel)
+        answer = self._channel.call("event.from", (self.session, ["task"], token, _ROUND), _ROUND + self._timeout)
+        match answer:
+            case {"events": list(events), "token": str(newer)}:
+                seen = [event for event in map(_task_of_event, events) if event is not None]
+            case _:
+                raise FormatError("event.from answer", "no events or no token")
+        if seen and not self._stopped.is_set():
+            self._loop.call_soon_threadsafe(self._tell, seen)
+        return newer
+
+    def _hang_up(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel, self.session = None, None
+
+    def _tell(self, seen: list[tuple[str, TaskRecord | None]]) -> None:
+        for ref, task in seen:
+            if (watch := self._watches.get(ref)) is not None:
+                watch.see(task)
+
+
+def _task_of_event(event: Any) -> tuple[str, TaskRecord | None] | None:
+    match event:
+        case {"class": "task", "operation": "del", "ref": str(ref)}:
+            return ref, None
+        case {"class": "task", "ref": str(ref), "snapshot": dict(snapshot)}:
+            with suppress(FormatError):
+                return ref, parse_task(snapshot)
+    return None
