@@ -1,0 +1,151 @@
+"""Which bytes to ask for next: dirty extents merged into requests where the gap costs less than another request.
+
+The servers answer one request at a time per connection, so a request costs `latency + length / bandwidth`, whatever
+else goes on. Reading a gap of `g` bytes along costs `g / bandwidth`, asking separately costs `latency`: two extents
+are read as one where the gap is shorter than `latency * bandwidth`. Both numbers are taken from the requests of this
+run, per host (`Observed`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from protocol.extent import Extent
+
+MiB = 1 << 20
+_SECTOR = 512  # xapi-nbd refuses what is not aligned to it (nbd lib/server.ml)
+
+
+class Request(NamedTuple):
+    """Read `length` bytes at `offset`; `wanted` are the parts of it that were asked for, in order."""
+
+    offset: int
+    length: int
+    wanted: tuple[Extent, ...]
+
+
+class Observed:
+    """Latency (seconds) and bandwidth (bytes per second) of one host, per connection, as seen in this run.
+
+    Latency is a low quantile over the latest requests, so that a busy client or one slow disk access is not taken for
+    a slow network. Bandwidth is the median slope between requests of different lengths; until there are such, 100 MB/s
+    is assumed, which makes the first merged requests short enough to be harmless and long enough to learn from.
+    """
+
+    WINDOW = 64
+    ENOUGH = 3
+    ASSUMED_BANDWIDTH = 100e6
+    # Below this latency (seconds) merging saves nothing worth reading more than was asked for.
+    NEGLIGIBLE = 0.5e-3
+    QUANTILE = 0.1
+    _REFIT_EVERY = 8
+    _LEVER = 128 << 10  # lengths that differ by less say little about bandwidth
+
+    def __init__(self) -> None:
+        self.latency = 0.0
+        self.bandwidth = self.ASSUMED_BANDWIDTH
+        self._samples: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
+        self._count = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether enough requests were seen to rely on."""
+        return self._count >= self.ENOUGH
+
+    @property
+    def gap(self) -> int:
+        """The longest gap (bytes) that is cheaper to read than to leave out; 0 while nothing is known."""
+        if not self.known or self.latency < self.NEGLIGIBLE:
+            return 0
+        return int(self.latency * self.bandwidth)
+
+    def expected(self, length: int) -> float:
+        """How long (seconds) a request of `length` bytes should take."""
+        return self.latency + length / self.bandwidth
+
+    def add(self, length: int, seconds: float) -> None:
+        """Record a completed request: its service time, that is, without the time it waited for those before it."""
+        self._samples.append((length, seconds))
+        self._count += 1
+        if self._count <= 2 * self._REFIT_EVERY or self._count % self._REFIT_EVERY == 0:
+            self._fit()
+
+    def _fit(self) -> None:
+        lengths, seconds = np.array(self._samples, dtype=np.float64).T
+        left, right = np.triu_indices(len(lengths), 1)
+        difference = lengths[right] - lengths[left]
+        apart = np.abs(difference) >= self._LEVER
+        if apart.sum() >= 2:
+            slope = float(np.median((seconds[right] - seconds[left])[apart] / difference[apart]))
+            if slope > 0:
+                self.bandwidth = 1 / slope
+        self.latency = max(0.0, float(np.quantile(seconds - lengths / self.bandwidth, self.QUANTILE)))
+
+
+class Planner:
+    """A shared iterator of requests over `extents` (sorted, not overlapping), pulled by whoever can take one more.
+
+    No request is longer than `limit` bytes. An extent is cut only at multiples of the largest power of two that all
+    extents are aligned to, so extents of whole chunks are delivered in whole chunks. Requests are aligned to sectors,
+    and end at `size` at the latest. With `merge` off no byte is read that was not asked for (alignment apart).
+    """
+
+    def __init__(self, extents: Sequence[Extent], size: int, *, limit: int = 2 * MiB, merge: bool = True) -> None:
+        if limit < _SECTOR or limit & (limit - 1):
+            raise ValueError(f"the longest request must be a power of two from {_SECTOR} up, not {limit}")
+        self._extents = extents
+        self._size = size
+        self._limit = limit
+        self._merge = merge
+        self._unit = max(_SECTOR, min(_alignment(extents), limit))
+        self._index = 0
+        self._position = 0
+        self._returned: list[Request] = []
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `next` has nothing to give (for now: requests may come back)."""
+        return not self._returned and self._index >= len(self._extents)
+
+    def give_back(self, request: Request) -> None:
+        """A request that failed: somebody else gets it."""
+        heapq.heappush(self._returned, request)
+
+    def next(self, observed: Observed) -> Request | None:
+        """The next request for a connection to a host that behaves as `observed`; None if there is none."""
+        if self._returned:
+            return heapq.heappop(self._returned)
+        if self._index >= len(self._extents):
+            return None
+        gap = observed.gap if self._merge else 0
+        start = max(self._extents[self._index].offset, self._position) // _SECTOR * _SECTOR
+        bound = (start + self._limit) // self._unit * self._unit
+        wanted: list[Extent] = []
+        while self._index < len(self._extents):
+            extent = self._extents[self._index]
+            offset = max(extent.offset, self._position)
+            if offset >= bound or (wanted and offset > wanted[-1].end + gap):
+                break
+            end = min(extent.end, bound)
+            wanted.append(Extent(offset, end - offset))
+            if end < extent.end:
+                self._position = end
+                break
+            self._index += 1
+        end = min(-(-wanted[-1].end // _SECTOR) * _SECTOR, self._size)
+        return Request(start, end - start, tuple(wanted))
+
+
+def _alignment(extents: Sequence[Extent]) -> int:
+    """The largest power of two that divides every offset and every end but the last (which may be the disk's)."""
+    bits = 0
+    end = 0
+    for extent in extents:
+        bits |= extent.offset | end
+        end = extent.end
+    return bits & -bits or 1 << 62

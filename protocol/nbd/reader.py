@@ -1,0 +1,402 @@
+"""Reads extents of one disk over several NBD connections.
+
+Pull, not push: every connection has a few carriers, all in one `TaskGroup`; each takes a slot of the arena, the next
+request from the shared plan, reads it, hands it over, and comes back. A slow connection takes fewer requests, a dead
+one gives back what it had and is opened anew, a stalled one is overtaken at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from protocol.arena import Arena
+from protocol.errors import NbdCertificateError, NbdConnectError, NbdError
+from protocol.extent import Extent
+from protocol.nbd.budget import Budget, Lease
+from protocol.nbd.connection import Connection, connect
+from protocol.nbd.endpoint import Endpoint, Timeouts
+from protocol.nbd.plan import Observed, Planner
+from protocol.nbd.work import Work
+
+Locate = Callable[[], Awaitable[Sequence[Endpoint]]]
+
+
+class Block(NamedTuple):
+    """The bytes of the disk from `offset` on, in `view`; `wanted` are the extents in it that were asked for."""
+
+    offset: int
+    view: memoryview
+    wanted: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadStats:
+    """What a read cost: bytes and requests that were answered, requests re-issued after a failure (`retried`) or given
+    to a second connection because the first did not answer (`hedged`)."""
+
+    bytes_read: int
+    requests: int
+    retried: int
+    hedged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Something failed and is tried again in `pause` seconds; `attempt` counts from 1."""
+
+    server: str
+    reason: str
+    attempt: int
+    pause: float
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How much failure is put up with.
+
+    A connection is given up after `tries` failures in a row without a single answer in between, with pauses from
+    `first_pause` doubling to `longest_pause` seconds. One request may fail `attempts` times. A request that takes
+    longer than `stall` seconds is given to an idle connection as well.
+    """
+
+    tries: int = 6
+    first_pause: float = 0.25
+    longest_pause: float = 10.0
+    attempts: int = 8
+    stall: float = 1.0
+
+    def pause(self, failures: int) -> float:
+        """Seconds to wait after this many failures in a row."""
+        return min(self.first_pause * 2.0 ** (failures - 1), self.longest_pause)
+
+
+@dataclass(slots=True)
+class _Seat:
+    """Room for one connection."""
+
+    connection: Connection | None = None
+    lease: Lease | None = None
+    failures: int = 0
+
+    def live(self) -> Connection | None:
+        return None if self.connection is None or self.connection.closed else self.connection
+
+    def clear(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+        if self.lease is not None:
+            self.lease.release()
+        self.connection = self.lease = None
+
+
+@dataclass(slots=True)
+class _Directory:
+    """The endpoints of the disk, and which to try next: those that failed least, on the host that is used least."""
+
+    locate: Locate
+    endpoints: Sequence[Endpoint] = ()
+    failures: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    async def refresh(self) -> None:
+        self.endpoints = await self.locate()
+        if not self.endpoints:
+            raise NbdConnectError("(none)", "no host offers this disk over NBD")
+
+    def choose(self, busy: Sequence[Endpoint]) -> Endpoint:
+        def burden(endpoint: Endpoint) -> tuple[int, int]:
+            failures = self.failures.get((endpoint.address, endpoint.port), 0)
+            return failures, sum(other.host == endpoint.host for other in busy)
+
+        return min(self.endpoints, key=burden)
+
+    def note(self, endpoint: Endpoint, *, failed: bool) -> None:
+        key = (endpoint.address, endpoint.port)
+        self.failures[key] = self.failures.get(key, 0) + 1 if failed else 0
+
+
+class NbdReader:
+    """Made by `open_reader`. One `read` at a time."""
+
+    def __init__(
+        self,
+        locate: Locate,
+        connections: int,
+        depth: int,
+        budget: Budget,
+        timeouts: Timeouts,
+        patience: Patience,
+        observed: MutableMapping[str, Observed],
+        on_retry: Callable[[Retry], None] | None,
+    ) -> None:
+        self.size = 0
+        self._directory = _Directory(locate)
+        self._seats = [_Seat() for _ in range(connections)]
+        self._depth = depth
+        self._budget = budget
+        self._timeouts = timeouts
+        self._patience = patience
+        self._observed = observed
+        self._on_retry = on_retry
+        self._attaching = asyncio.Lock()
+
+    async def read(
+        self,
+        extents: Sequence[Extent],
+        arena: Arena,
+        take: Callable[[Block], Awaitable[None]],
+        *,
+        merge_gaps: bool = True,
+    ) -> ReadStats:
+        """Read `extents` (sorted, not overlapping, within `size`) and call `take` with each block, in any order.
+
+        Every wanted byte is given to `take` exactly once. `take` is called by several tasks at once; the view may be
+        reused when it returns. If it raises, the read ends with that error. Requests are as long as a slot of `arena`
+        at most; with `merge_gaps` short gaps between extents are read along where that is faster.
+
+        Raises `NbdConnectError` when no connection is left, `NbdRequestError` when the server refuses a read again
+        and again, `NbdCertificateError` when a server shows another certificate than expected.
+        """
+        if extents and extents[-1].end > self.size:
+            raise ValueError(f"the disk has {self.size} bytes, and byte {extents[-1].end} was asked for")
+        planner = Planner(extents, self.size, limit=_power_of_two(arena.slot_size), merge=merge_gaps)
+        return await _Run(self, planner, arena, take).run()
+
+    async def open_first(self) -> None:
+        """Open the connection that tells the disk's size, trying as often as allowed."""
+        seat = self._seats[0]
+        await self._directory.refresh()
+        while True:
+            try:
+                self.size = (await self._open(seat)).size
+                return
+            except NbdError as error:
+                await self._pause_after(seat, error)
+
+    async def _open(self, seat: _Seat) -> Connection:
+        """Open one connection. Raises `NbdError` if that fails."""
+        seat.clear()
+        if seat.failures:
+            await self._directory.refresh()
+        busy = [connection.endpoint for other in self._seats if (connection := other.live())]
+        endpoint = self._directory.choose(busy)
+        lease = await self._budget.acquire(endpoint.host, self._timeouts.slot, first=not busy)
+        try:
+            connection = await connect(endpoint, self._timeouts)
+            if self.size and connection.size != self.size:
+                connection.close()
+                raise NbdConnectError(endpoint.server, f"the export has {connection.size} bytes instead of {self.size}")
+        except BaseException as error:
+            lease.release()
+            self._directory.note(endpoint, failed=isinstance(error, NbdError))
+            raise
+        self._directory.note(endpoint, failed=False)
+        seat.connection, seat.lease = connection, lease
+        return connection
+
+    async def _pause_after(self, seat: _Seat, error: NbdError) -> None:
+        """Wait before the next try at this seat. Raises `error` if there must not be one."""
+        seat.failures += 1
+        if isinstance(error, NbdCertificateError) or seat.failures >= self._patience.tries:
+            raise error
+        pause = self._patience.pause(seat.failures)
+        if self._on_retry is not None:
+            self._on_retry(Retry(error.server, error.reason, seat.failures, pause))
+        await asyncio.sleep(pause)
+
+    def close(self) -> None:
+        """Close all connections."""
+        for seat in self._seats:
+            seat.clear()
+
+
+@dataclass(slots=True)
+class _Crew:
+    """The carriers of one connection."""
+
+    lane: int
+    seat: _Seat
+    connection: Connection
+    observed: Observed
+    size: int = 0
+    lost: NbdError | None = None
+
+
+class _Run:
+    """One call of `NbdReader.read`."""
+
+    def __init__(
+        self, reader: NbdReader, planner: Planner, arena: Arena, take: Callable[[Block], Awaitable[None]]
+    ) -> None:
+        self._reader = reader
+        self._arena = arena
+        self._take = take
+        self._bytes_read = 0
+        self._requests = 0
+        self._connecting: set[asyncio.Task[object]] = set()
+        self._given_up = 0
+        patience = reader._patience
+        self._work = Work(planner, stall=patience.stall, attempts=patience.attempts, finished=self._finished)
+
+    async def run(self) -> ReadStats:
+        if not self._work.complete:
+            try:
+                async with asyncio.TaskGroup() as lanes:
+                    for lane, seat in enumerate(self._reader._seats):
+                        seat.failures = 0
+                        lanes.create_task(self._lane(lane, seat))
+            except BaseExceptionGroup as group:
+                raise _first(group) from None
+        return ReadStats(self._bytes_read, self._requests, self._work.retried, self._work.hedged)
+
+    def _finished(self) -> None:
+        """All bytes are here: nobody needs another connection, nor an answer that was overtaken."""
+        for task in self._connecting:
+            task.cancel()
+        for seat in self._reader._seats:
+            if seat.connection is not None and seat.connection.in_flight:
+                seat.connection.abort(NbdError(seat.connection.endpoint.server, "overtaken by another connection"))
+
+    async def _lane(self, lane: int, seat: _Seat) -> None:
+        """Keep one connection open and at work, until all is done or its tries are used up."""
+        while await self._work.available(lane):
+            try:
+                with self._dispensable():
+                    await self._connect(lane, seat)
+                failure = None
+            except NbdError as error:
+                failure = error
+            if connection := seat.live():
+                failure = await self._carry_all(lane, seat, connection)
+                if failure is not None:
+                    self._reader._directory.note(connection.endpoint, failed=True)
+            if failure is not None and not self._work.complete:
+                try:
+                    with self._dispensable():
+                        await self._reader._pause_after(seat, failure)
+                except NbdError as error:
+                    self._give_up(error)
+                    return
+
+    async def _connect(self, lane: int, seat: _Seat) -> None:
+        """Open the seat's connection, one seat after the other, unless there is nothing left for it by then."""
+        if seat.live() is None:
+            async with self._reader._attaching:
+                if self._work.waiting(lane):
+                    await self._reader._open(seat)
+
+    async def _carry_all(self, lane: int, seat: _Seat, connection: Connection) -> NbdError | None:
+        """Run the carriers of one connection. Returns what ended the connection, if something did.
+
+        A second carrier keeps the server busy while the first one's block is being dealt with. It starts with the first
+        answer: until then the plan knows too little of the host to make good requests.
+        """
+        observed = self._reader._observed.setdefault(connection.endpoint.host, Observed())
+        crew = _Crew(lane, seat, connection, observed)
+        async with asyncio.TaskGroup() as carriers:
+
+            def muster(size: int) -> None:
+                while crew.size < size:
+                    crew.size += 1
+                    carriers.create_task(self._carry(crew, muster))
+
+            muster(self._reader._depth if observed.known else 1)
+        return crew.lost
+
+    async def _carry(self, crew: _Crew, muster: Callable[[int], None]) -> None:
+        """Read and deliver one request after the other."""
+        connection = crew.connection
+        while await self._work.available(crew.lane) and crew.seat.live() is connection:
+            async with self._arena.slot() as slot:
+                flight = self._work.pull(crew.lane, crew.observed) if crew.seat.live() else None
+                if flight is None:
+                    continue
+                request = flight.request
+                view = slot[: request.length]
+                try:
+                    service = await connection.read_into(view, request.offset)
+                except NbdError as error:
+                    if connection.closed:
+                        crew.lost = error
+                    self._work.failed(flight, crew.lane, error)
+                    continue
+                crew.seat.failures = 0
+                crew.observed.add(request.length, service)
+                self._bytes_read += request.length
+                self._requests += 1
+                muster(self._reader._depth)
+                if self._work.claim(flight):
+                    await self._take(Block(request.offset, view, request.wanted))
+
+    def _give_up(self, error: NbdError) -> None:
+        """One seat will not be tried again. Raises when it was the last, or when the certificate is wrong."""
+        if isinstance(error, NbdCertificateError):
+            raise error
+        self._given_up += 1
+        if self._given_up == len(self._reader._seats):
+            raise NbdConnectError(error.server, f"no connection is left; the last one failed: {error.reason}")
+
+    @contextmanager
+    def _dispensable(self) -> Iterator[None]:
+        """Mark the current task as one to cancel when all is done."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._connecting.add(task)
+        try:
+            yield
+        finally:
+            self._connecting.discard(task)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group of groups: what went wrong before all the others."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest power of two up to `limit`."""
+    return 1 << (limit.bit_length() - 1)
+
+
+@asynccontextmanager
+async def open_reader(
+    locate: Locate,
+    *,
+    connections: int = 4,
+    depth: int = 2,
+    budget: Budget,
+    timeouts: Timeouts | None = None,
+    patience: Patience | None = None,
+    observed: MutableMapping[str, Observed] | None = None,
+    on_retry: Callable[[Retry], None] | None = None,
+) -> AsyncIterator[NbdReader]:
+    """Open a disk: yields an `NbdReader` with one connection open.
+
+    `locate` names the endpoints; it is asked again before every reconnection, since sessions expire. Up to
+    `connections` connections are used, spread over the hosts, each with up to `depth` requests on their way or being
+    dealt with. `observed` holds what is known of the hosts' speed; share it between disks, as the `budget`.
+
+    Raises `NbdConnectError` if no connection can be made, `NbdCertificateError` if a certificate is wrong, and what
+    `locate` raises.
+    """
+    reader = NbdReader(
+        locate,
+        connections,
+        depth,
+        budget,
+        timeouts or Timeouts(),
+        patience or Patience(),
+        {} if observed is None else observed,
+        on_retry,
+    )
+    try:
+        await reader.open_first()
+        yield reader
+    finally:
+        reader.close()
