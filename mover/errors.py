@@ -114,3 +114,16 @@ class InterruptedRunError(MoverError):
     """Stopped by a signal; everything is left clean."""
 
     exit_code = 130
+
+
+class StoreIoError(MoverError):
+    """The store's place cannot be read or written: permission, I/O error, network."""
+
+    exit_code = 10
+
+
+class FencedError(MoverError):
+    """This run was silent for so long that a prune has shut it out; what it wrote is found by the next run."""
+
+    exit_code = 75
+    transient = True

@@ -1,1 +1,14 @@
-"""To be described."""
+"""The store: deduplicated, compressed chunks of disks in packs, and the restore points made of them. Synchronous.
+
+The format is described byte by byte in docs/FORMAT.md.
+"""
+
+from mover.store.point import Point, PointDisk, PointRecord
+from mover.store.reader import DiskReader
+from mover.store.seal import Sealed
+from mover.store.store import Store
+from mover.store.tree import Tree
+from mover.store.verify import Damage
+from mover.store.writer import Writer
+
+__all__ = ["Damage", "DiskReader", "Point", "PointDisk", "PointRecord", "Sealed", "Store", "Tree", "Writer"]

@@ -1,0 +1,71 @@
+"""The seam between the store and the place that keeps its objects: put-if-absent, ranged get, list, delete.
+
+An object is written once, whole, and never changes. Nothing here relies on rename, append or locks, so that an object
+storage can stand where a directory stands today. Keys are relative paths of `[a-z0-9._-]` joined by `/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class ObjectMissingError(Exception):
+    """There is no object under this key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+class Upload(Protocol):
+    """An object being written. It has no name until `commit`; use it from one thread at a time."""
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Append `buffers` in order. Raises `StoreFullError`, `StoreIoError`."""
+
+    def commit(self) -> bool:
+        """Make the object durable under its key, atomically. False if the key exists: nothing is changed then."""
+
+    def abort(self) -> None:
+        """Forget what was written. Harmless after `commit`."""
+
+
+class Backend(Protocol):
+    """Objects under keys. All methods may be called from any thread and raise `StoreFullError` or `StoreIoError`."""
+
+    @property
+    def location(self) -> str:
+        """Where this is, for messages."""
+
+    def create(self, key: str) -> Upload:
+        """Begin to write the object `key`."""
+
+    def put(self, key: str, data: bytes) -> bool:
+        """Write a small object, durable on return. False if it exists."""
+
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """At most `length` bytes from `offset` on; fewer at the end. Raises `ObjectMissingError`."""
+
+    def read_into(self, key: str, offset: int, view: memoryview) -> int:
+        """Like `get`, into `view`; the number of bytes, less than `len(view)` only at the object's end."""
+
+    def map(self, key: str) -> memoryview:
+        """The whole object, read-only; memory-mapped where that is possible. Raises `ObjectMissingError`."""
+
+    def size(self, key: str) -> int:
+        """Its length in bytes. Raises `ObjectMissingError`."""
+
+    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Key and size of every object whose key starts with `prefix` (ends with `/` or is empty), in no set order."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; removing one that is not there is no error."""
+
+    def tidy(self) -> None:
+        """Remove what uploads of dead processes left behind."""
+
+    def close(self) -> None:
+        """Let go of descriptors and connections. Uploads under way are not affected."""

@@ -1,0 +1,52 @@
+"""Who a piece of data is: keyed BLAKE3, with a key of its own for each kind of thing.
+
+A guest chooses what is in its chunks, so a chunk must never pass for a page of a tree: they are hashed under different
+keys, derived from the store's. In a plain store that key is public; it separates stores from each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+ID_LENGTH = 32
+ZERO_ID = bytes(ID_LENGTH)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The derived keys of one store, 32 bytes each."""
+
+    chunk: bytes
+    page: bytes
+    blob: bytes
+    check: bytes
+
+    @classmethod
+    def of(cls, store_key: bytes) -> Identity:
+        """Derive all from the store's key."""
+        return cls(*(_derive(store_key, name) for name in ("chunk", "page", "blob", "check")))
+
+    def chunk_id(self, data: bytes | memoryview) -> bytes:
+        """The id of a chunk's plain bytes."""
+        return blake3(data, key=self.chunk).digest()
+
+    def page_id(self, data: bytes | memoryview) -> bytes:
+        """The id of an encoded page."""
+        return blake3(data, key=self.page).digest()
+
+    def blob_id(self, data: bytes | memoryview) -> bytes:
+        """The id of a blob."""
+        return blake3(data, key=self.blob).digest()
+
+    def checksum(self, *parts: bytes | memoryview) -> bytes:
+        """What guards tables and records that have no id."""
+        hasher = blake3(key=self.check)
+        for part in parts:
+            hasher.update(part)
+        return hasher.digest()
+
+
+def _derive(store_key: bytes, name: str) -> bytes:
+    return blake3(store_key, derive_key_context=f"mover store 1 {name}").digest()

@@ -1,0 +1,188 @@
+"""Where the records are: all index segments of a store, searched together."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mover.errors import StoreDamagedError
+from mover.store import segment as segments
+from mover.store.backend import Backend, ObjectMissingError
+from mover.store.identity import ID_LENGTH, Identity
+from mover.store.names import CONDEMNED, INDEX, PACKS, PackName, SegmentName, parse_segment
+from mover.store.segment import I64, U64, BadSegmentError, Segment
+
+# A merge that replaces segments while they are being opened makes one start over; each time it has made progress.
+_TRIES = 20
+
+
+class Location(NamedTuple):
+    """A record: its pack, where its header starts, the payload's length in bytes, and raw length, kind and codec."""
+
+    pack: PackName
+    offset: int
+    length: int
+    meta: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A segment in use. `usable` says for each of its packs whether it is there with the length it should have."""
+
+    name: SegmentName
+    segment: Segment
+    data: memoryview
+    usable: npt.NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class IndexView:
+    """The index at one moment. Never changes; any thread may search it."""
+
+    segments: tuple[Loaded, ...] = ()
+    damaged: tuple[tuple[str, str], ...] = ()
+
+    def contains(self, ids: Sequence[bytes]) -> list[bool]:
+        """For each id, whether its record is stored in a pack that is as long as it should be."""
+        keys = segments.keys_of(b"".join(ids))
+        known = np.zeros(len(keys), np.bool_)
+        left = np.arange(len(keys))
+        for loaded in self.segments:
+            rows = self._usable_rows(loaded, keys[left])
+            hit = rows >= 0
+            if hit.any():
+                known[left[hit]] = True
+                left = left[~hit]
+                if not len(left):
+                    break
+        return known.tolist()
+
+    def locate(self, ids: Sequence[bytes]) -> list[Location | None]:
+        """Where each id's record is; None for those that are not stored."""
+        places: list[Location | None] = [None] * len(ids)
+        keys = segments.keys_of(b"".join(ids))
+        left = np.arange(len(keys))
+        for loaded in self.segments:
+            rows = self._usable_rows(loaded, keys[left])
+            hit = rows >= 0
+            if hit.any():
+                entries = loaded.segment.rows[["pack", "offset", "length", "meta"]][rows[hit]].tolist()
+                for at, (pack, offset, length, meta) in zip(left[hit].tolist(), entries, strict=True):
+                    places[at] = Location(loaded.segment.packs[pack].name, offset, length, meta)
+                left = left[~hit]
+                if not len(left):
+                    break
+        return places
+
+    def _usable_rows(self, loaded: Loaded, keys: U64) -> I64:
+        rows = loaded.segment.find(keys)
+        hits = np.flatnonzero(rows >= 0)
+        if len(hits):
+            packs = loaded.segment.rows["pack"][rows[hits]]
+            known = packs < len(loaded.segment.packs)
+            if loaded.usable is not None:
+                known &= loaded.usable.take(packs, mode="clip") if len(loaded.usable) else False
+            rows[hits[~known]] = -1
+        return rows
+
+    def adding(self, loaded: Loaded) -> IndexView:
+        """This view and one more segment; those it replaces are gone from it."""
+        replaced = {loaded.name, *loaded.segment.replaces}
+        kept = [other for other in self.segments if other.name not in replaced]
+        return IndexView(_largest_first([*kept, loaded]), self.damaged)
+
+    @property
+    def records(self) -> int:
+        """How many records it lists."""
+        return sum(len(loaded.segment) for loaded in self.segments)
+
+    def release_pages(self) -> None:
+        """Give the mapped pages back; they stay in the page cache."""
+        for loaded in self.segments:
+            if isinstance(loaded.data.obj, mmap.mmap):
+                loaded.data.obj.madvise(mmap.MADV_DONTNEED)
+
+
+def _largest_first(loaded: Sequence[Loaded]) -> tuple[Loaded, ...]:
+    return tuple(sorted(loaded, key=lambda one: len(one.segment), reverse=True))
+
+
+@dataclass
+class Index:
+    """The current view, shared by the readers and writers of one opened store."""
+
+    backend: Backend
+    identity: Identity
+    _view: IndexView | None = None
+    _lock: Lock = field(default_factory=Lock)
+
+    @property
+    def view(self) -> IndexView:
+        """The view last loaded, or added to."""
+        return self._view or self.reload()
+
+    def reload(self) -> IndexView:
+        """Look at the store anew, and use what is there now."""
+        with self._lock:
+            self._view = load(self.backend, self.identity)
+            return self._view
+
+    def add(self, name: SegmentName) -> None:
+        """Use a segment that was just published, whose packs are known to be there."""
+        data = self.backend.map(name.key)
+        loaded = Loaded(name, segments.parse(self.identity, data), data, None)
+        with self._lock:
+            self._view = (self._view or load(self.backend, self.identity)).adding(loaded)
+
+
+def load(backend: Backend, identity: Identity) -> IndexView:
+    """Open all segments. Condemned packs are listed before the segments: the order that makes deleting safe."""
+    for _ in range(_TRIES):
+        condemned = {key for key, _ in backend.list(CONDEMNED)}
+        if condemned:
+            # Nothing condemns packs yet; a store where something does is one this version must not write to.
+            raise StoreDamagedError(f"{backend.location} holds condemned packs, which this version does not know")
+        try:
+            return _open_all(backend, identity)
+        except ObjectMissingError:
+            continue
+    raise StoreDamagedError(f"the index of {backend.location} keeps changing", "try again")
+
+
+def _open_all(backend: Backend, identity: Identity) -> IndexView:
+    opened: dict[SegmentName, tuple[Segment, memoryview]] = {}
+    damaged: list[tuple[str, str]] = []
+    for key, _ in backend.list(INDEX):
+        name = parse_segment(key)
+        if name is None:
+            continue
+        data = backend.map(key)
+        try:
+            opened[name] = (segments.parse(identity, data), data)
+        except BadSegmentError as error:
+            damaged.append((key, str(error)))
+    replaced = {name for segment, _ in opened.values() for name in segment.replaces}
+    sizes = dict(backend.list(PACKS)) if opened else {}
+    loaded = [
+        Loaded(name, segment, data, _usable(segment, sizes))
+        for name, (segment, data) in opened.items()
+        if name not in replaced
+    ]
+    return IndexView(_largest_first(loaded), tuple(damaged))
+
+
+def _usable(segment: Segment, sizes: dict[str, int]) -> npt.NDArray[np.bool_] | None:
+    """Which packs have the length they were published with; None if all have."""
+    usable = [sizes.get(pack.name.key) == pack.size for pack in segment.packs]
+    return None if all(usable) else np.array(usable, np.bool_)
+
+
+def split_ids(ids: bytes) -> list[bytes]:
+    """Ids joined together, one by one."""
+    return [ids[at : at + ID_LENGTH] for at in range(0, len(ids), ID_LENGTH)]

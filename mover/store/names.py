@@ -1,0 +1,92 @@
+"""The names of a store's objects."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import NamedTuple
+
+STORE = "store.json"
+PACKS = "packs/"
+INDEX = "index/"
+POINTS = "points/"
+# Reserved: condemned packs, writers' leases, wrapped keys, verification stamps.
+CONDEMNED = "cond/"
+LEASES = "lease/"
+KEYS = "keys/"
+SCRUB = "scrub/"
+
+DATA = 1
+META = 2
+MAX_SEQ = (1 << 24) - 1
+
+_SUFFIX = {DATA: "d", META: "m"}
+_PACK = re.compile(r"packs/([0-9a-f]{2})/([0-9a-f]{32})/([0-9a-f]{6})\.([dm])")
+_SEGMENT = re.compile(r"index/([0-9])/([0-9a-f]{32})\.([0-9]{1,9})")
+_POINT = re.compile(r"points/([0-9a-f]{32})\.([0-9]{1,9})")
+
+
+class PackName(NamedTuple):
+    """Pack number `seq` of the writer `wid` (16 bytes); `kind` is DATA or META."""
+
+    wid: bytes
+    seq: int
+    kind: int
+
+    @property
+    def key(self) -> str:
+        """`packs/<last byte of wid>/<wid>/<seq>.d` or `.m`."""
+        wid = self.wid.hex()
+        return f"{PACKS}{wid[-2:]}/{wid}/{self.seq:06x}.{_SUFFIX[self.kind]}"
+
+
+class SegmentName(NamedTuple):
+    """Index segment number `number` of the writer `wid`, on merge level `level`."""
+
+    level: int
+    wid: bytes
+    number: int
+
+    @property
+    def key(self) -> str:
+        """`index/<level>/<wid>.<number>`."""
+        return f"{INDEX}{self.level}/{self.wid.hex()}.{self.number}"
+
+
+class PointName(NamedTuple):
+    """Commit number `number` of the writer `wid`."""
+
+    wid: bytes
+    number: int
+
+    @property
+    def key(self) -> str:
+        """`points/<wid>.<number>`."""
+        return f"{POINTS}{self.wid.hex()}.{self.number}"
+
+
+def parse_pack(key: str) -> PackName | None:
+    """The pack a key names, or None."""
+    match = _PACK.fullmatch(key)
+    if match is None or match[1] != match[2][-2:]:
+        return None
+    return PackName(bytes.fromhex(match[2]), int(match[3], 16), DATA if match[4] == "d" else META)
+
+
+def parse_segment(key: str) -> SegmentName | None:
+    """The segment a key names, or None."""
+    match = _SEGMENT.fullmatch(key)
+    return None if match is None else SegmentName(int(match[1]), bytes.fromhex(match[2]), int(match[3]))
+
+
+def parse_point(key: str) -> PointName | None:
+    """The restore point a key names, or None."""
+    match = _POINT.fullmatch(key)
+    return None if match is None else PointName(bytes.fromhex(match[1]), int(match[2]))
+
+
+def new_writer_id() -> bytes:
+    """16 bytes: 48 bits of Unix milliseconds, so that names sort by age, and 80 random bits. No safety rests on it."""
+    milliseconds = int(time.time() * 1000) & ((1 << 48) - 1)
+    return milliseconds.to_bytes(6, "big") + secrets.token_bytes(10)

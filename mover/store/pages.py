@@ -1,0 +1,82 @@
+"""The pages of one disk's tree as stored: by level and number, a few kept for the next look."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import Lock
+
+from mover.errors import StoreDamagedError
+from mover.store import page
+from mover.store.identity import ID_LENGTH, ZERO_ID
+from mover.store.page import FANOUT, BadPageError
+from mover.store.record import PAGE
+from mover.store.records import Records
+
+# Of 4 KiB each.
+_KEPT = 512
+NO_IDS = bytes(FANOUT * ID_LENGTH)
+
+
+class PageCache:
+    """Decoded pages by id, the least recently used ones forgotten. Any thread may use it."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._kept: OrderedDict[tuple[int, bytes], bytes] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, level: int, id: bytes) -> bytes:
+        """The 128 ids of a page, joined together. The zero id is a page of zeros. Raises `StoreDamagedError`."""
+        return self.get_many(level, [id])[0]
+
+    def get_many(self, level: int, ids: Sequence[bytes]) -> list[bytes]:
+        """Several pages of one level, those not at hand read together."""
+        found: dict[bytes, bytes] = {ZERO_ID: NO_IDS}
+        with self._lock:
+            for id in ids:
+                if (kept := self._kept.get((level, id))) is not None:
+                    self._kept.move_to_end((level, id))
+                    found[id] = kept
+        missing = [id for id in dict.fromkeys(ids) if id not in found]
+        for id, data in zip(missing, self._records.get_many(missing, PAGE), strict=True):
+            try:
+                found[id] = page.decode(level, data)
+            except BadPageError as error:
+                raise StoreDamagedError(f"the page {id.hex()} is damaged: {error}") from error
+        with self._lock:
+            for id in missing:
+                self._kept[level, id] = found[id]
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return [found[id] for id in ids]
+
+
+class StoredTree:
+    """The tree `root` over `chunks` chunks, page by page. A page that lies outside of it is zeros."""
+
+    def __init__(self, cache: PageCache, root: bytes, chunks: int) -> None:
+        self.root = root
+        self.chunks = chunks
+        self.root_level = page.root_level(chunks)
+        self._cache = cache
+
+    def id(self, level: int, number: int) -> bytes:
+        """The id of page `number` of `level`, at most the root's level."""
+        if level == self.root_level:
+            return self.root if number == 0 else ZERO_ID
+        return self.ids(level + 1, number // FANOUT)[number % FANOUT * ID_LENGTH :][:ID_LENGTH]
+
+    def ids(self, level: int, number: int) -> bytes:
+        """The 128 ids of page `number` of `level`; above the root, what a taller tree of this content would have."""
+        if level <= self.root_level:
+            return self._cache.get(level, self.id(level, number))
+        if level == self.root_level + 1 and number == 0:
+            return self.root + NO_IDS[ID_LENGTH:]
+        # Pages further up do not exist; the writer of a taller tree makes them from the one above the root.
+        return NO_IDS
+
+
+def count_chunks(size: int, chunk_size: int) -> int:
+    """How many chunks a disk of `size` bytes has."""
+    return -(-size // chunk_size)

@@ -1,0 +1,102 @@
+"""A restore point: the record whose existence is the commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from mover.store.identity import ID_LENGTH, Identity
+from mover.store.names import PointName
+
+FORMAT = 1
+MAX_LENGTH = 1 << 20
+
+
+class BadPointError(Exception):
+    """These bytes are no restore point. The text says why."""
+
+
+class PointDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """One disk of a restore point: `root` and `size` (bytes) are its content, the rest says how it came about.
+
+    `changed` is bytes of chunks that differ from the point before, `read` what crossed the wire, `zero`, `known` and
+    `new` what became of the chunks read, `stored` what the packs grew by. `snapshot_uuid` is the snapshot that an
+    incremental can start from.
+    """
+
+    position: str
+    name: str
+    vdi_uuid: str
+    size: int
+    root: bytes
+    mode: Literal["full", "incremental"] = "full"
+    reason: str | None = None
+    snapshot_uuid: str | None = None
+    changed: int = 0
+    read: int = 0
+    zero: int = 0
+    known: int = 0
+    new: int = 0
+    stored: int = 0
+    seconds: float = 0.0
+
+
+class PointRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM at one moment (`created`, Unix time). `metadata` is the id of a blob, empty if there is none.
+
+    Fields that a later version adds are ignored by this one; a change that must not be ignored raises `format`.
+    """
+
+    format: int = FORMAT
+    vm_uuid: str
+    vm_name: str
+    created: float
+    job: str = ""
+    run: str = ""
+    schedule: str | None = None
+    strategy: str = "cbt"
+    snapshot_uuid: str | None = None
+    metadata: bytes = b""
+    disks: list[PointDisk]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A committed restore point. `id` is 16 hex digits made of its content; people may shorten it."""
+
+    id: str
+    name: PointName
+    record: PointRecord
+
+
+def encode(identity: Identity, record: PointRecord) -> bytes:
+    """JSON with sorted keys, then 32 bytes of checksum. Raises `ValueError` if it is larger than a point may be."""
+    for disk in record.disks:
+        if len(disk.root) != ID_LENGTH or disk.size < 0:
+            raise ValueError(f"disk {disk.position} has no proper root")
+    if len(record.metadata) not in (0, ID_LENGTH):
+        raise ValueError("the metadata's id has not the length of an id")
+    data = msgspec.json.encode(record, order="sorted")
+    if len(data) + ID_LENGTH > MAX_LENGTH:
+        raise ValueError(f"a restore point has at most {MAX_LENGTH} bytes, this one {len(data) + ID_LENGTH}")
+    return data + identity.checksum(data)
+
+
+def decode(identity: Identity, name: PointName, data: bytes) -> Point:
+    """Check and read a restore point. Raises `BadPointError`."""
+    if not ID_LENGTH < len(data) <= MAX_LENGTH:
+        raise BadPointError(f"it has {len(data)} bytes")
+    body, check = data[:-ID_LENGTH], data[-ID_LENGTH:]
+    if identity.checksum(body) != check:
+        raise BadPointError("its checksum does not match")
+    try:
+        record = msgspec.json.decode(body, type=PointRecord)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadPointError(str(error)) from error
+    if record.format > FORMAT:
+        raise BadPointError(f"it has format {record.format}, which is newer than this version")
+    if any(len(disk.root) != ID_LENGTH or not 0 <= disk.size < 1 << 63 for disk in record.disks):
+        raise BadPointError("a disk has no proper root")
+    return Point(check[:8].hex(), name, record)

@@ -1,0 +1,125 @@
+"""A record: one chunk, page or blob as stored in a pack. Header of 56 bytes, then the payload."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import zstandard
+from xxhash import xxh3_64_intdigest
+
+from mover.store.backend import Buffer
+
+MAX_RAW = 4 << 20
+HEADER_LENGTH = 56
+
+CHUNK = 1
+PAGE = 2
+DELTA = 3  # reserved
+BLOB = 4
+
+RAW = 0
+ZSTD = 1
+
+_MAGIC = 0x31434552  # "REC1"
+_HEADER = struct.Struct("<IIII32sQ")
+
+
+class BadRecordError(Exception):
+    """What is stored is not this record. The text says how."""
+
+
+class Record(NamedTuple):
+    """A record ready to be written. `meta` is raw length, kind and codec, as in `pack_meta`."""
+
+    id: bytes
+    meta: int
+    payload: Buffer
+    check: int
+
+    @property
+    def header(self) -> bytes:
+        """The 56 bytes before the payload."""
+        return _HEADER.pack(_MAGIC, len(self.payload), self.meta, 0, self.id, self.check)
+
+
+def pack_meta(raw_length: int, kind: int, codec: int) -> int:
+    """Raw length in bits 0-23, kind in 24-27, codec in 28-31."""
+    return raw_length | kind << 24 | codec << 28
+
+
+def unpack_meta(meta: int) -> tuple[int, int, int]:
+    """Raw length, kind, codec."""
+    return meta & 0xFFFFFF, meta >> 24 & 15, meta >> 28
+
+
+def seal(id: bytes, kind: int, data: bytes | memoryview, compressor: zstandard.ZstdCompressor | None) -> Record:
+    """Make the record of `data`. A frame that saves less than 1/32 is not worth decompressing: stored raw."""
+    length = len(data)
+    if compressor is not None:
+        frame = compressor.compress(data)
+        if len(frame) <= length - (length >> 5):
+            return Record(id, length | kind << 24 | ZSTD << 28, frame, xxh3_64_intdigest(frame))
+    return Record(id, length | kind << 24, data, xxh3_64_intdigest(data))
+
+
+def compressor(level: int) -> zstandard.ZstdCompressor:
+    """A context for one thread. Length and checksum are in the record, so the frame carries neither."""
+    return zstandard.ZstdCompressor(level=level, write_content_size=False, write_checksum=False)
+
+
+def decompressor() -> zstandard.ZstdDecompressor:
+    """A context for one thread."""
+    return zstandard.ZstdDecompressor()
+
+
+def payload(stored: memoryview, id: bytes, meta: int) -> memoryview:
+    """The payload of `stored` (header and payload, of the length the index gives). Raises `BadRecordError`.
+
+    The checksum is not looked at: whoever decompresses compares the id, which says more.
+    """
+    if len(stored) < HEADER_LENGTH:
+        raise BadRecordError("the pack ends within the record")
+    magic, length, found_meta, reserved, found_id, _ = _HEADER.unpack_from(stored)
+    if magic != _MAGIC or found_id != id or found_meta != meta or reserved:
+        raise BadRecordError("another record stands in its place")
+    if HEADER_LENGTH + length != len(stored):
+        raise BadRecordError(f"its length is {length} bytes, the index says {len(stored) - HEADER_LENGTH}")
+    return stored[HEADER_LENGTH:]
+
+
+def check_sum(stored: memoryview) -> bool:
+    """Whether the payload is what its checksum says, as far as 64 bits of XXH3 can tell."""
+    check: int = _HEADER.unpack_from(stored)[5]
+    return xxh3_64_intdigest(stored[HEADER_LENGTH:]) == check
+
+
+def parse_header(data: memoryview) -> tuple[bytes, int, int] | None:
+    """Id, meta and payload length of the record header at the start of `data`, or None if there is none."""
+    if len(data) < HEADER_LENGTH:
+        return None
+    magic, length, meta, reserved, id, _ = _HEADER.unpack_from(data)
+    raw_length = meta & 0xFFFFFF
+    if magic != _MAGIC or reserved or raw_length > MAX_RAW or length > raw_length:
+        return None
+    return id, meta, length
+
+
+def expand(data: memoryview, meta: int, decompressor: zstandard.ZstdDecompressor) -> bytes | memoryview:
+    """The plain bytes of a payload, exactly as long as `meta` says. Raises `BadRecordError`."""
+    raw_length, _, codec = unpack_meta(meta)
+    if raw_length > MAX_RAW:
+        raise BadRecordError(f"it claims {raw_length} bytes")
+    plain: bytes | memoryview
+    if codec == RAW:
+        plain = data
+    elif codec == ZSTD:
+        try:
+            plain = decompressor.decompress(data, max_output_size=raw_length)
+        except zstandard.ZstdError as error:
+            raise BadRecordError(f"it does not decompress ({error})") from error
+    else:
+        raise BadRecordError(f"its codec {codec} is unknown")
+    if len(plain) != raw_length:
+        raise BadRecordError(f"it has {len(plain)} bytes instead of {raw_length}")
+    return plain

@@ -1,0 +1,148 @@
+"""Reading records by id: find them, read neighbours together, check that each is what its id says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import local
+from typing import NamedTuple
+
+import zstandard
+
+from mover.errors import StoreDamagedError
+from mover.store import record as records
+from mover.store.backend import Backend, ObjectMissingError
+from mover.store.identity import Identity
+from mover.store.index import Index, Location
+from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, PAGE, BadRecordError
+
+# Neighbours are read in one go up to this many bytes, over gaps of at most as much as a chunk takes to read anyway.
+_RUN = 4 << 20
+_GAP = 32 << 10
+
+Take = Callable[[int, "bytes | memoryview"], None]
+
+
+class Wanted(NamedTuple):
+    """A record to be read: where it is, its id, and the caller's number for it."""
+
+    at: Location
+    id: bytes
+    number: int
+
+
+class _Context(local):
+    """What one thread needs to read: a decompressor, a buffer that grows to the longest run."""
+
+    def __init__(self) -> None:
+        self.decompressor: zstandard.ZstdDecompressor = records.decompressor()
+        self.buffer = memoryview(bytearray(256 << 10))
+
+    def room(self, length: int) -> memoryview:
+        if len(self.buffer) < length:
+            self.buffer = memoryview(bytearray(length))
+        return self.buffer[:length]
+
+
+class Records:
+    """The records of one store. Any thread may read."""
+
+    def __init__(self, backend: Backend, identity: Identity, index: Index) -> None:
+        self._backend = backend
+        self._index = index
+        self._context = _Context()
+        self._identify = {CHUNK: identity.chunk_id, PAGE: identity.page_id, BLOB: identity.blob_id}
+
+    def get(self, id: bytes, kind: int) -> bytes:
+        """The plain bytes of one record. Raises `StoreDamagedError`."""
+        found: list[bytes] = []
+        self.read([id], kind, lambda _, data: found.append(bytes(data)))
+        return found[0]
+
+    def get_many(self, ids: Sequence[bytes], kind: int) -> list[bytes]:
+        """The plain bytes of several, in order."""
+        found: list[bytes] = [b""] * len(ids)
+
+        def take(number: int, data: bytes | memoryview) -> None:
+            found[number] = bytes(data)
+
+        self.read(ids, kind, take)
+        return found
+
+    def read(self, ids: Sequence[bytes], kind: int, take: Take) -> None:
+        """Call `take(number, plain bytes)` for each of `ids`, in the order that reads best.
+
+        The bytes are valid during the call only. Raises `StoreDamagedError` naming the record or its pack.
+        """
+        wanted = sorted(
+            Wanted(place, id, number) for number, (place, id) in enumerate(zip(self._locate(ids), ids, strict=True))
+        )
+        run: list[Wanted] = []
+        for one in wanted:
+            if run and not _continues(run, one):
+                self._read_run(run, kind, take)
+                run = []
+            run.append(one)
+        if run:
+            self._read_run(run, kind, take)
+
+    def _locate(self, ids: Sequence[bytes]) -> list[Location]:
+        places = self._index.view.locate(ids)
+        if None in places:
+            # Another writer may have published it since the index was loaded.
+            places = self._index.reload().locate(ids)
+        located = [place for place in places if place is not None]
+        if len(located) < len(ids):
+            missing = ids[places.index(None)]
+            damaged = "".join(f"; {key}: {reason}" for key, reason in self._index.view.damaged)
+            raise StoreDamagedError(
+                f"no usable pack of {self._backend.location} holds the record {missing.hex()}{damaged}",
+                "`mover verify` names every restore point that needs it",
+            )
+        return located
+
+    def _read_run(self, run: Sequence[Wanted], kind: int, take: Take) -> None:
+        start = run[0].at.offset
+        if run[0].at.length > records.MAX_RAW:
+            raise StoreDamagedError(
+                f"the index of {self._backend.location} is damaged: it gives the record {run[0].id.hex()} "
+                f"{run[0].at.length} bytes",
+                "`mover repair` makes the index anew from the packs",
+            )
+        last = max(run, key=lambda one: one.at.offset)
+        length = last.at.offset + HEADER_LENGTH + last.at.length - start
+        room = self._context.room(length)
+        key = run[0].at.pack.key
+        try:
+            got = self._backend.read_into(key, start, room)
+        except ObjectMissingError as error:
+            raise StoreDamagedError(f"{self._backend.location}/{key} is missing") from error
+        for one in run:
+            at = one.at.offset - start
+            stored = room[at : min(at + HEADER_LENGTH + one.at.length, got)]
+            try:
+                take(one.number, self._open(stored, one, kind))
+            except BadRecordError as error:
+                raise StoreDamagedError(
+                    f"{self._backend.location}/{key} is damaged at byte {one.at.offset}: "
+                    f"the record {one.id.hex()}: {error}",
+                    "`mover verify --deep` names every restore point that needs it",
+                ) from error
+
+    def _open(self, stored: memoryview, one: Wanted, kind: int) -> bytes | memoryview:
+        payload = records.payload(stored, one.id, one.at.meta)
+        plain = records.expand(payload, one.at.meta, self._context.decompressor)
+        if one.at.meta >> 24 & 15 != kind or self._identify[kind](plain) != one.id:
+            raise BadRecordError("its content is not what its id says")
+        return plain
+
+
+def _continues(run: Sequence[Wanted], one: Wanted) -> bool:
+    """Whether `one` is read in the same go as `run`."""
+    first, last = run[0].at, run[-1].at
+    end = last.offset + HEADER_LENGTH + last.length
+    return (
+        one.at.pack == first.pack
+        and one.at.length <= records.MAX_RAW
+        and one.at.offset - end <= _GAP
+        and one.at.offset - first.offset <= _RUN
+    )

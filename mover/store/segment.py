@@ -1,0 +1,214 @@
+"""An index segment: ids sorted by their first eight bytes, and where their records are. Memory-mapped, never parsed.
+
+Lookups are vectorised over a batch: a fence table names the window in which an id must be, one gather compares the
+windows of the whole batch, a second one the remaining 24 bytes of those that matched.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mover.store.identity import Identity
+from mover.store.names import DATA, META, PackName, SegmentName
+
+U64 = npt.NDArray[np.uint64]
+U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
+
+HEADER_LENGTH = 64
+TRAILER_LENGTH = 128
+ROW_LENGTH = 40
+MAX_LEVEL = 9
+_MAGIC = b"MVIDX\0\0\x01"
+_END = b"MVIDXEND"
+_FIELDS = struct.Struct("<QIIIBBH")
+_PACK = struct.Struct("<16sIB3xQ")
+_REPLACES = struct.Struct("<16sIB3x")
+_CHECKED = 88
+# About this many ids share a window.
+_WINDOW = 8
+# A wider window than this is searched by bisection: ids of one store do not bunch, unless somebody makes them.
+_WIDEST = 64
+
+ROW = np.dtype([("rest", "<u8", 3), ("pack", "<u4"), ("offset", "<u4"), ("length", "<u4"), ("meta", "<u4")])
+
+
+class BadSegmentError(Exception):
+    """These bytes are no index segment. The text says why."""
+
+
+@dataclass(frozen=True)
+class PackEntry:
+    """A pack of a segment: its name and length in bytes."""
+
+    name: PackName
+    size: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`prefix` and `rows` are views of the mapped object."""
+
+    prefix: U64
+    rows: npt.NDArray[np.void]
+    fence: U32
+    window: int
+    packs: list[PackEntry]
+    replaces: list[SegmentName]
+
+    def __len__(self) -> int:
+        return len(self.prefix)
+
+    def find(self, keys: U64) -> I64:
+        """The row of each of `keys` (ids as four little-endian u64 each), -1 where it is not here."""
+        found = np.full(len(keys), -1, np.int64)
+        if not len(self.prefix) or not len(keys):
+            return found
+        prefix = keys[:, 0]
+        if self.window > _WIDEST:
+            first: I64 = np.searchsorted(self.prefix, prefix)
+            rows = np.flatnonzero(self.prefix[np.minimum(first, len(self.prefix) - 1)] == prefix)
+            position = first[rows].astype(np.int64)
+        else:
+            start = self.fence[(prefix >> np.uint64(64 - _bits(self.fence))).astype(np.int64)]
+            spots = start[:, None] + np.arange(self.window, dtype=np.uint32)
+            equal = self.prefix.take(spots, mode="clip") == prefix[:, None]
+            rows = np.flatnonzero(equal.any(axis=1))
+            position = start[rows] + equal[rows].argmax(axis=1)
+        if not len(rows):
+            return found
+        # `take` clipped what lay past the end; so does this.
+        position = np.minimum(position, len(self.prefix) - 1)
+        same = (self.rows["rest"][position] == keys[rows, 1:]).all(axis=1)
+        found[rows[same]] = position[same]
+        for row, at in zip(rows[~same], position[~same], strict=True):
+            found[row] = self._among_equals(keys[row], int(at))
+        return found
+
+    def _among_equals(self, key: U64, at: int) -> int:
+        """Two ids with the same first eight bytes: look at the neighbours."""
+        while at < len(self.prefix) and self.prefix[at] == key[0]:
+            if (self.rows["rest"][at] == key[1:]).all():
+                return at
+            at += 1
+        return -1
+
+    def ids(self, rows: I64) -> npt.NDArray[np.uint8]:
+        """The ids in these rows, 32 bytes each."""
+        keys = np.empty((len(rows), 4), "<u8")
+        keys[:, 0] = self.prefix[rows]
+        keys[:, 1:] = self.rows["rest"][rows]
+        return keys.view(np.uint8)
+
+
+def keys_of(ids: bytes) -> U64:
+    """Ids joined together, as the numbers that `Segment.find` takes."""
+    return np.frombuffer(ids, "<u8").reshape(-1, 4)
+
+
+def _bits(fence: U32) -> int:
+    return (len(fence) - 1).bit_length() - 1
+
+
+def encode(
+    identity: Identity,
+    keys: U64,
+    rows: npt.NDArray[np.void],
+    packs: Sequence[PackEntry],
+    replaces: Sequence[SegmentName] = (),
+    level: int = 0,
+) -> list[bytes]:
+    """The bytes of a segment, as buffers to be written one after the other. `rows` go with `keys`, in any order."""
+    order = np.argsort(keys[:, 0], kind="stable")
+    prefix = np.ascontiguousarray(keys[order, 0], "<u8")
+    sorted_rows = rows[order]
+    fence, window = make_fence(prefix)
+    head = _MAGIC + bytes(HEADER_LENGTH - len(_MAGIC))
+    columns = [head, prefix.tobytes(), sorted_rows.tobytes()]
+    return [*columns, encode_tables(identity, columns, len(prefix), fence, window, packs, replaces, level)]
+
+
+def encode_tables(
+    identity: Identity,
+    columns: Sequence[bytes],
+    count: int,
+    fence: U32,
+    window: int,
+    packs: Sequence[PackEntry],
+    replaces: Sequence[SegmentName],
+    level: int,
+) -> bytes:
+    """Everything after the columns."""
+    tables = b"".join(
+        [
+            fence.astype("<u4").tobytes(),
+            *(_PACK.pack(pack.name.wid, pack.name.seq, pack.name.kind, pack.size) for pack in packs),
+            *(_REPLACES.pack(name.wid, name.number, name.level) for name in replaces),
+        ]
+    )
+    trailer = _FIELDS.pack(count, len(packs), len(replaces), window, _bits(fence), level, 0) + bytes(32)
+    trailer += identity.checksum(*columns)
+    return tables + trailer + identity.checksum(tables, trailer) + _END
+
+
+def make_fence(prefix: U64) -> tuple[U32, int]:
+    """Where each window of the sorted `prefix` starts, and the length of the longest."""
+    bits = max((len(prefix) // _WINDOW).bit_length(), 1)
+    edges = (np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits)).astype(np.uint64)
+    fence = np.empty((1 << bits) + 1, np.uint32)
+    fence[0] = 0
+    fence[1:-1] = np.searchsorted(prefix, edges)
+    fence[-1] = len(prefix)
+    return fence, int(np.diff(fence).max(initial=0)) or 1
+
+
+def parse(identity: Identity, data: memoryview) -> Segment:
+    """A segment over `data`. Raises `BadSegmentError`.
+
+    Length and tables are checked, the columns are not (`columns_intact` does): that would read the whole index at
+    every start. A wrong byte in them can hide a record or point beside it, and the record itself tells; it never makes
+    a chunk pass for stored that is not.
+    """
+    if len(data) < HEADER_LENGTH + TRAILER_LENGTH:
+        raise BadSegmentError(f"it has {len(data)} bytes only")
+    trailer = bytes(data[-TRAILER_LENGTH:])
+    if trailer[-8:] != _END or data[:8] != _MAGIC:
+        raise BadSegmentError("it does not begin and end like an index segment")
+    count, packs, replaces, window, bits, _, _ = _FIELDS.unpack_from(trailer)
+    if bits > 32 or count >= 1 << 32:
+        raise BadSegmentError("its trailer is damaged")
+    rows = HEADER_LENGTH + 8 * count
+    fence = rows + ROW_LENGTH * count
+    pack_table = fence + 4 * ((1 << bits) + 1)
+    replace_table = pack_table + _PACK.size * packs
+    end = replace_table + _REPLACES.size * replaces
+    if end + TRAILER_LENGTH != len(data):
+        raise BadSegmentError(f"it has {len(data)} bytes instead of {end + TRAILER_LENGTH}")
+    if identity.checksum(data[fence:end], trailer[:_CHECKED]) != trailer[_CHECKED : _CHECKED + 32]:
+        raise BadSegmentError("its tables are damaged")
+    pack_entries = [
+        PackEntry(PackName(wid, seq, kind), size)
+        for wid, seq, kind, size in _PACK.iter_unpack(data[pack_table:replace_table])
+    ]
+    if bits == 0 or any(entry.name.kind not in (DATA, META) for entry in pack_entries):
+        raise BadSegmentError("it holds what this version does not know")
+    return Segment(
+        np.frombuffer(data[HEADER_LENGTH:rows], "<u8"),
+        np.frombuffer(data[rows:fence], ROW),
+        np.frombuffer(data[fence:pack_table], "<u4"),
+        window,
+        pack_entries,
+        [SegmentName(level, wid, number) for wid, number, level in _REPLACES.iter_unpack(data[replace_table:end])],
+    )
+
+
+def columns_intact(identity: Identity, data: memoryview) -> bool:
+    """Whether the columns are what was written. `data` is one that `parse` took."""
+    trailer = data[-TRAILER_LENGTH:]
+    (count,) = struct.unpack_from("<Q", trailer)
+    return identity.checksum(data[: HEADER_LENGTH + (8 + ROW_LENGTH) * count]) == bytes(trailer[56:_CHECKED])

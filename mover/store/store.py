@@ -1,0 +1,192 @@
+"""A store: open or make one, list its restore points, read disks, write."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from urllib.parse import unquote, urlsplit
+
+from mover.errors import NotFoundError, StoreDamagedError, StoreMissingError, UsageError
+from mover.store import config as configs
+from mover.store import point as points
+from mover.store.backend import Backend, ObjectMissingError
+from mover.store.config import Config
+from mover.store.directory import DirectoryBackend
+from mover.store.identity import Identity
+from mover.store.index import Index
+from mover.store.names import POINTS, STORE, PointName, parse_point
+from mover.store.pages import PageCache
+from mover.store.point import BadPointError, Point
+from mover.store.reader import DiskReader
+from mover.store.record import BLOB
+from mover.store.records import Records
+from mover.store.verify import Damage, Verification
+from mover.store.writer import Writer
+
+# The shortest prefix of a point's id that is taken for one.
+_SHORTEST = 4
+# What stands under a writer's next commit number once a prune has given the writer up.
+FENCE = b"FENCE\n"
+
+
+class Store:
+    """One opened store. Synchronous; any thread may use it."""
+
+    def __init__(self, backend: Backend, config: Config) -> None:
+        self.config = config
+        self._backend = backend
+        self._identity = Identity.of(config.key)
+        self._index = Index(backend, self._identity)
+        self._records = Records(backend, self._identity, self._index)
+        self._cache = PageCache(self._records)
+
+    @classmethod
+    def create(
+        cls, where: str | os.PathLike[str] | Backend, *, chunk_size: int = 64 << 10, compression: str = "zstd:1"
+    ) -> Store:
+        """Make a store: `where` is a path, a `file://` URL or a back end. `chunk_size` is in bytes, for ever.
+
+        Raises `UsageError` if there is one already or the settings are wrong, `StoreFullError`, `StoreIoError`.
+        """
+        try:
+            config = configs.new_config(chunk_size, compression)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        backend = open_backend(where, make=True)
+        if not backend.put(STORE, configs.encode(config)):
+            raise UsageError(f"there is a store at {backend.location} already")
+        return cls(backend, config)
+
+    @classmethod
+    def open(cls, where: str | os.PathLike[str] | Backend) -> Store:
+        """Open a store. Raises `StoreMissingError`, `FormatTooNewError`, `StoreDamagedError`, `StoreIoError`."""
+        backend = open_backend(where)
+        try:
+            data = backend.get(STORE, 0, configs.MAX_LENGTH + 1)
+        except ObjectMissingError as error:
+            if next(backend.list(POINTS), None) is not None:
+                raise StoreDamagedError(
+                    f"{backend.location} holds restore points but no store.json", "copy this file back from elsewhere"
+                ) from error
+            raise StoreMissingError(f"there is no store at {backend.location}") from error
+        return cls(backend, configs.decode(backend.location, data))
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages."""
+        return self._backend.location
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes per chunk."""
+        return self.config.chunk_size
+
+    def writer(self) -> Writer:
+        """Begin to write. One writer serves a whole run with all its threads; use it as a context manager."""
+        self._backend.tidy()
+        self._index.reload()
+        return Writer(self._backend, self._identity, self.config, self._index, self._records, self._cache)
+
+    def points(self) -> list[Point]:
+        """All restore points, oldest first. Raises `StoreDamagedError` naming the first one that cannot be read."""
+        found, damaged = self.readable_points()
+        if damaged:
+            raise StoreDamagedError(
+                f"{self.location}/{damaged[0].object} is damaged: {damaged[0].reason}",
+                "the other restore points are intact; remove this file to use them",
+            )
+        return found
+
+    def readable_points(self) -> tuple[list[Point], list[Damage]]:
+        """The restore points that can be read, oldest first, and what is wrong with the others."""
+        found: list[Point] = []
+        damaged: list[Damage] = []
+        for key, _ in self._backend.list(POINTS):
+            name = parse_point(key)
+            try:
+                if name is not None and (point := self._point(name)) is not None:
+                    found.append(point)
+            except BadPointError as error:
+                damaged.append(Damage(key, str(error), ()))
+        return sorted(found, key=lambda point: (point.record.created, point.name)), damaged
+
+    def point(self, wanted: str) -> Point:
+        """The point of this id or unique beginning of one; "latest"; or the newest one of the VM of this name or UUID.
+
+        Raises `NotFoundError`.
+        """
+        all_points = self.points()
+        if not all_points:
+            raise NotFoundError(f"{self.location} holds no restore points")
+        if wanted == "latest":
+            return all_points[-1]
+        of_vm = [point for point in all_points if wanted in (point.record.vm_uuid, point.record.vm_name)]
+        if of_vm:
+            if len({point.record.vm_uuid for point in of_vm}) > 1:
+                raise NotFoundError(
+                    f"several VMs are called {wanted}", "name the VM by its UUID, or the point by its id"
+                )
+            return of_vm[-1]
+        matching = [point for point in all_points if point.id.startswith(wanted)]
+        if len(wanted) >= _SHORTEST and len(matching) == 1:
+            return matching[0]
+        if len(wanted) >= _SHORTEST and matching:
+            raise NotFoundError(f"several points begin with {wanted}: {', '.join(point.id for point in matching)}")
+        raise NotFoundError(f"{self.location} has no point or VM {wanted}", "`mover list` shows what there is")
+
+    def disk(self, root: bytes, size: int) -> DiskReader:
+        """Read the content `root` of a disk of `size` bytes."""
+        return DiskReader(self._records, self._cache, root, size, self.chunk_size)
+
+    def get_blob(self, id: bytes) -> bytes:
+        """A blob of at most 4 MiB. Raises `StoreDamagedError`."""
+        return self._records.get(id, BLOB)
+
+    def verify(
+        self,
+        only: Sequence[Point] | None = None,
+        *,
+        deep: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Damage]:
+        """Check what the points in `only` need, or with None everything, and yield what is damaged.
+
+        Every record is compared with its checksum, or if `deep` decompressed and compared with its id. `progress` is
+        called with the bytes checked and to be checked.
+        """
+        found, damaged = self.readable_points()
+        if only is None:
+            yield from damaged
+        verification = Verification(
+            self._backend, self._identity, self._index.reload(), self._cache, self.chunk_size, deep, progress
+        )
+        yield from verification.run(found if only is None else list(only), found, everything=only is None)
+
+    def close(self) -> None:
+        """Let go of open files."""
+        self._backend.close()
+
+    def _point(self, name: PointName) -> Point | None:
+        """Read one; None if it is a fence, or was removed meanwhile."""
+        try:
+            data = self._backend.get(name.key, 0, points.MAX_LENGTH + 1)
+        except ObjectMissingError:
+            return None
+        return None if data == FENCE else points.decode(self._identity, name, data)
+
+
+def open_backend(where: str | os.PathLike[str] | Backend, *, make: bool = False) -> Backend:
+    """The back end for a path or URL. Raises `UsageError` for a scheme that is unknown."""
+    if not isinstance(where, str | os.PathLike):
+        return where
+    text = os.fspath(where)
+    if re.match(r"[a-z][a-z0-9+.-]*://", text):
+        url = urlsplit(text)
+        if url.scheme != "file" or url.netloc not in ("", "localhost"):
+            raise UsageError(f"a store is a directory or file:///path, not {url.scheme}://{url.netloc}")
+        text = unquote(url.path)
+    backend = DirectoryBackend(os.path.abspath(os.path.expanduser(text)))
+    if make:
+        backend.make_root()
+    return backend

@@ -1,0 +1,232 @@
+"""Writing to a store: seal chunks, build trees, commit points. One writer per run, for any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from threading import Lock
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from mover.errors import FencedError, StoreDamagedError
+from mover.store import pack
+from mover.store import point as points
+from mover.store import record as records
+from mover.store import segment as segments
+from mover.store.backend import Backend
+from mover.store.config import Config
+from mover.store.identity import Identity
+from mover.store.index import Index, IndexView, split_ids
+from mover.store.names import DATA, META, PointName, SegmentName, new_writer_id
+from mover.store.pack_writer import PackWriter, Written
+from mover.store.pages import PageCache
+from mover.store.point import PointRecord
+from mover.store.record import BLOB, CHUNK, MAX_RAW, PAGE, Record
+from mover.store.records import Records
+from mover.store.seal import Compressors, Make, Sealed, Sealer
+from mover.store.segment import PackEntry
+from mover.store.tree import Tree
+
+# After this many new records an index segment is published, so that a run that is killed has not worked for nothing.
+_PUBLISH_RECORDS = 128 << 10
+# Mapped pages of a large index count as ours; after this many lookups they are given back.
+_LOOKUPS_PER_RELEASE = 64 << 10
+
+
+class Writer:
+    """Made by `Store.writer`. A context manager: what was written stays findable, whether the block succeeds or not."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        identity: Identity,
+        config: Config,
+        index: Index,
+        stored: Records,
+        pages: PageCache,
+    ) -> None:
+        self.wid = new_writer_id()
+        self._backend = backend
+        self._identity = identity
+        self._config = config
+        self._index = index
+        self._stored = stored
+        self._page_cache = pages
+        self._packs = PackWriter(backend, identity, self.wid, config.pack_target, self._pack_written)
+        self._compressors = Compressors(config.level)
+        self._sealer = Sealer(identity, config.chunk_size, config.level, self._add_data)
+        self._unpublished: list[Written] = []
+        self._next_segment = 0
+        self._next_point = 0
+        self._lookups = 0
+        self._publishing = Lock()
+        self._committing = Lock()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            try:
+                self.flush()
+            finally:
+                self._packs.stop()
+        else:
+            self.abort()
+
+    def seal(self, view: memoryview) -> Sealed:
+        """Store consecutive chunks, of which the last may be short, unless they are there. Thread-safe.
+
+        `view` is not used after the call. Raises `StoreFullError`, `StoreIoError`.
+        """
+        return self._sealer.seal(view)
+
+    def put_blob(self, data: bytes) -> bytes:
+        """Store at most 4 MiB under an id made of its content. Raises `ValueError` if it is larger."""
+        if len(data) > MAX_RAW:
+            raise ValueError(f"a blob has at most {MAX_RAW} bytes, this one {len(data)}")
+        id = self._identity.blob_id(data)
+        self._add(META, [id], lambda id: records.seal(id, BLOB, data, self._compressors.mine))
+        return id
+
+    def tree(
+        self,
+        size: int,
+        *,
+        base: bytes | None = None,
+        base_size: int = 0,
+        compare: bytes | None = None,
+        compare_size: int = 0,
+    ) -> Tree:
+        """Begin the tree of a disk of `size` bytes. `base` is the root of the content that chunks not put are taken
+        from, `compare` one to count differences with; their sizes are in bytes. See `Tree`.
+        """
+        return Tree(
+            size,
+            self._config.chunk_size,
+            self._page_cache,
+            self._write_pages,
+            self._recut,
+            base=base,
+            base_size=base_size,
+            compare=compare,
+            compare_size=compare_size,
+        )
+
+    def flush(self) -> None:
+        """Make everything written so far durable and findable for others."""
+        self._packs.flush()
+        self._publish()
+
+    def commit(self, record: PointRecord) -> str:
+        """Make a restore point of what was written; its id. It exists from the moment this returns, whatever follows.
+
+        Raises `FencedError` if a prune has given this writer up, and what the store raises.
+        """
+        with self._committing:
+            self.flush()
+            data = points.encode(self._identity, record)
+            name = PointName(self.wid, self._next_point)
+            if not self._backend.put(name.key, data) and self._backend.get(name.key) != data:
+                raise FencedError("a prune has shut this run out because it was silent for too long", "run it again")
+            self._next_point += 1
+            return points.decode(self._identity, name, data).id
+
+    def abort(self) -> None:
+        """Stop writing. What is durable already is published, so that the next run need not write it again."""
+        self._packs.stop()
+        # What made us abort matters more, and packs without an index are harmless.
+        with suppress(Exception):
+            self._publish()
+
+    def _add_data(self, ids: Sequence[bytes], make: Make) -> tuple[list[bytes], int]:
+        return self._add(DATA, ids, make)
+
+    def _add(self, pack_kind: int, ids: Sequence[bytes], make: Make) -> tuple[list[bytes], int]:
+        """Store the records of those `ids` that are not stored; the ids written, and the bytes that took."""
+        waiting = self._packs.ids
+        # This set before the view: publishing adds to the view first, and takes from the set then.
+        left = [id for id in ids if id not in waiting]
+        if not left:
+            return [], 0
+        view = self._index.view
+        made = [make(id) for id, known in zip(left, view.contains(left), strict=True) if not known]
+        self._release_pages(view, len(left))
+        if not made:
+            return [], 0
+
+        def meanwhile(records: Sequence[Record]) -> Sequence[Record]:
+            now = self._index.view
+            if now is view or not records:
+                return records
+            known = now.contains([record.id for record in records])
+            return [record for record, known in zip(records, known, strict=True) if not known]
+
+        return self._packs.append(pack_kind, made, meanwhile)
+
+    def _release_pages(self, view: IndexView, lookups: int) -> None:
+        self._lookups += lookups
+        if self._lookups > _LOOKUPS_PER_RELEASE:
+            self._lookups = 0
+            view.release_pages()
+
+    def _write_pages(self, encoded: Sequence[bytes]) -> list[bytes]:
+        ids = [self._identity.page_id(data) for data in encoded]
+        by_id = dict(zip(ids, encoded, strict=True))
+        # Ids are as good as random: compressing them would only cost.
+        self._add(META, list(by_id), lambda id: records.seal(id, PAGE, by_id[id], None))
+        return ids
+
+    def _recut(self, id: bytes, length: int) -> bytes:
+        """The chunk `id`, cut or filled up with zeros to `length` bytes."""
+        data = self._stored.get(id, CHUNK)
+        return self.seal(memoryview(data[:length].ljust(length, b"\0"))).ids
+
+    def _pack_written(self, written: Written) -> None:
+        """In the background thread: a pack is durable."""
+        with self._publishing:
+            self._unpublished.append(written)
+            waiting = sum(len(one.entries) for one in self._unpublished) // pack.ENTRY_LENGTH
+        if waiting >= _PUBLISH_RECORDS:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Write an index segment of the durable packs that are in none yet."""
+        with self._publishing:
+            if not self._unpublished:
+                return
+            packs = list(self._unpublished)
+            keys, rows = columns([one.entries for one in packs])
+            entries = [PackEntry(one.name, one.size) for one in packs]
+            name = SegmentName(0, self.wid, self._next_segment)
+            upload = self._backend.create(name.key)
+            try:
+                upload.write(segments.encode(self._identity, keys, rows, entries))
+                if not upload.commit():
+                    raise StoreDamagedError(f"{name.key} exists already")
+            finally:
+                upload.abort()
+            self._next_segment += 1
+            self._unpublished.clear()
+            self._index.add(name)
+            self._packs.indexed(split_ids(keys.tobytes()))
+
+
+_ENTRY = np.dtype([("id", "V32"), ("offset", "<u4"), ("length", "<u4"), ("meta", "<u4"), ("check", "<u4")])
+
+
+def columns(tables: Sequence[bytes]) -> tuple[segments.U64, npt.NDArray[np.void]]:
+    """The tables of packs, as keys and rows of a segment; packs are numbered in the order given."""
+    entries = [np.frombuffer(table, _ENTRY) for table in tables]
+    joined = np.concatenate(entries) if entries else np.empty(0, _ENTRY)
+    keys = np.ascontiguousarray(joined["id"]).view("<u8").reshape(-1, 4)
+    rows = np.empty(len(joined), segments.ROW)
+    rows["rest"] = keys[:, 1:]
+    rows["pack"] = np.repeat(np.arange(len(entries), dtype=np.uint32), [len(one) for one in entries])
+    for name in ("offset", "length", "meta"):
+        rows[name] = joined[name]
+    return keys, rows
