@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import time
 import traceback
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from mover.backup.session import Session
 from mover.backup.tags import Owner
 from mover.backup.vm import back_up_vm
-from mover.errors import MoverError, NotFoundError, PoolError, StoreMissingError, UnreachableError
-from mover.events import DiskFinished, Emit, AnyEvent, Note, Outcome, RunFinished, RunStarted, VmFinished, VmStarted
-from mover.job import Job, SelectedVm, select_vms
+from mover.errors import JobError, MoverError, NotFoundError, StoreMissingError, UsageError
+from mover.events import AnyEvent, DiskFinished, Emit, Note, Outcome, RunFinished, RunStarted, VmFinished, VmStarted
+from mover.failure import as_mover_error
+from mover.job import Job, PoolSection, ScheduleSection, SelectedVm, read_secret, select_vms
 from mover.lock import run_lock
 from mover.pipeline.pace import Pace
 from mover.store import Store, Writer
 from protocol.arena import Arena
-from protocol.errors import PoolUnreachableError, ProtocolError
+from protocol.errors import PoolUnreachableError, XapiError
 from protocol.nbd import Budget
-from protocol.xapi import Pool, Transfers
+from protocol.tasks import task_group
+from protocol.xapi import Pool, Transfers, Trust, connect, open_transfers
 
-# 24 slots of 2 MiB: what all disks of a run together hold while it is on the way from a socket to a pack.
+# 24 slots of 2 MiB: what all disks of a run together hold while it is on its way from a socket to a pack.
 _SLOTS = 24
 
 
 @dataclass(frozen=True)
 class VmResult:
-    """What became of one VM; `point` is its new restore point."""
+    """What became of one VM; `point` is its new restore point, `exit_code` what its failure would be alone."""
 
     uuid: str
     name: str
     outcome: Outcome
     point: str | None = None
-    error: BaseException | None = None
+    exit_code: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,51 @@ class RunResult:
 
     run: str
     vms: tuple[VmResult, ...]
-    exit_code: int
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all is well; the failure's own if there is one VM or all failed alike; 3 if some are safe."""
+        failures = {result.exit_code for result in self.vms if result.outcome != "done"}
+        if not failures:
+            return 0
+        all_failed = all(result.outcome != "done" for result in self.vms)
+        return failures.pop() if all_failed and len(failures) == 1 else 3
+
+
+async def run_job(
+    job: Job, *, schedule: str | None = None, vms: Sequence[str] = (), full: bool = False, emit: Emit
+) -> RunResult:
+    """Back up the VMs that `job` selects, or of those the ones in `vms` (names or UUIDs).
+
+    `full` reads every disk in full; `schedule` names one of the job's, whose mode holds. One VM's failure does not
+    stop the others; it is in the result. Raises `MoverError` for what concerns all of them: another run of the job is
+    active, no store, no pool, no such VM or schedule.
+    """
+    refuse_unsupported(job)
+    started = time.monotonic()
+    run = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    totals = _Totals(emit)
+    chosen = _schedule(job, schedule)
+    with run_lock(job.name):
+        store = _open_or_create(job, totals)
+        async with join_pool(job.pool) as (pool, transfers):
+            selected = [_with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms)]
+            names = [vm.name for vm in selected]
+            totals(RunStarted(run=run, job=job.name, schedule=schedule, action="backup", vms=names))
+            with store.writer() as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
+                session = _session(job, run, schedule, pool, transfers, store, writer, executor, totals)
+                result = RunResult(run, tuple(await _all_vms(session, job, selected)))
+    totals(
+        RunFinished(
+            run=run,
+            outcome="done" if result.exit_code == 0 else "partial" if result.exit_code == 3 else "failed",
+            exit_code=result.exit_code,
+            seconds=time.monotonic() - started,
+            read=totals.read,
+            stored=totals.stored,
+        )
+    )
+    return result
 
 
 class _Totals:
@@ -64,38 +113,165 @@ class _Totals:
         self._emit(event)
 
 
-async def run_job(
-    job: Job, *, schedule: str | None = None, vms: Sequence[str] = (), full: bool = False, emit: Emit
-) -> RunResult:
-    """Back up the VMs that `job` selects, or of those the ones in `vms` (names or UUIDs).
+def refuse_unsupported(job: Job) -> None:
+    """Raise `JobError` for what a job may ask for and this version does not do: better now than a false sense."""
+    wanted = {
+        'strategy = "xva"': any(selector.strategy == "xva" for selector in (job.backup, *job.vms)),
+        "encryption (passphrase-…)": bool(
+            job.store.passphrase_file or job.store.passphrase_env or job.store.passphrase_command
+        ),
+        "[hooks]": bool(job.hooks.pre_snapshot or job.hooks.post_snapshot),
+        "[retention]": any(dataclasses.astuple(job.retention)),
+        "[report]": any(dataclasses.astuple(job.report)),
+    }
+    missing = [name for name, asked in wanted.items() if asked]
+    if missing:
+        raise JobError(f"the job {job.name} asks for what this version does not do yet: {', '.join(missing)}")
 
-    One VM's failure does not stop the others; it is in the result. Raises `MoverError` for what concerns all of them:
-    another run of the job is active, no store, no pool, no such VM or schedule.
-    """
-    started = time.monotonic()
-    run = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    totals = _Totals(emit)
-    with run_lock(job.name):
-        store = _open_store(job, emit)
-        async with join_pool(job) as (pool, transfers):
-            selected = await _select(job, pool, schedule, vms, full=full)
-            totals(
-                RunStarted(
-                    run=run, job=job.name, schedule=schedule, action="backup", vms=[vm.name for vm in selected]
-                )
-            )
-            with store.writer() as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
-                session = _session(job, run, schedule, pool, transfers, store, writer, executor, totals)
-                results = await _all_vms(session, job, schedule, selected)
-    result = _judge(run, results)
-    totals(
-        RunFinished(
-            run=run,
-            outcome="done" if result.exit_code == 0 else "partial" if result.exit_code == 3 else "failed",
-            exit_code=result.exit_code,
-            seconds=time.monotonic() - started,
-            read=totals.read,
-            stored=totals.stored,
-        )
+
+def _schedule(job: Job, name: str | None) -> ScheduleSection | None:
+    if name is None:
+        return None
+    for schedule in job.schedules:
+        if schedule.name == name:
+            return schedule
+    known = ", ".join(schedule.name for schedule in job.schedules) or "none"
+    raise UsageError(f"the job {job.name} has no schedule {name}", f"it has {known}")
+
+
+def _with_mode(vm: SelectedVm, schedule: ScheduleSection | None, *, full: bool) -> SelectedVm:
+    mode = "full" if full else schedule.mode if schedule else vm.backup.mode
+    return dataclasses.replace(vm, backup=dataclasses.replace(vm.backup, mode=mode))
+
+
+def _open_or_create(job: Job, emit: Emit) -> Store:
+    try:
+        return Store.open(job.store.url)
+    except StoreMissingError:
+        store = Store.create(job.store.url, chunk_size=job.store.chunk_size, compression=job.store.compression)
+        emit(Note(level="info", message=f"made a new store at {job.store.url}"))
+        return store
+
+
+@asynccontextmanager
+async def join_pool(section: PoolSection) -> AsyncIterator[tuple[Pool, Transfers]]:
+    """Log in to the pool of a job. Raises `SecretError`, `UnreachableError`, `JobError` for a bad fingerprint."""
+    password = read_secret(
+        "the pool's password",
+        file=section.password_file,
+        env=section.password_env,
+        command=section.password_command,
     )
-    return result
+    try:
+        if section.fingerprint:
+            trust = Trust.pinned(*section.fingerprint)
+        elif section.ca_file:
+            trust = Trust.ca(Path(section.ca_file))
+        else:
+            trust = Trust.system()
+    except (ValueError, OSError) as error:
+        raise JobError(f"[pool]: {error}") from error
+    try:
+        async with connect(section.url, section.username, password, trust) as pool, open_transfers(pool) as transfers:
+            yield pool, transfers
+    except (PoolUnreachableError, XapiError) as error:
+        raise as_mover_error(error) or error from error
+
+
+async def _select(job: Job, pool: Pool, wanted: Sequence[str]) -> list[SelectedVm]:
+    selected = select_vms(
+        job,
+        await pool.call("VM.get_all_records"),
+        await pool.call("VBD.get_all_records"),
+        await pool.call("VDI.get_all_records"),
+    )
+    if not selected:
+        raise NotFoundError(f"the job {job.name} selects no VM of the pool", "check [[vms]] and [exclude]")
+    for name in wanted:
+        if not any(name in (vm.name, vm.uuid) for vm in selected):
+            names = ", ".join(vm.name for vm in selected)
+            raise NotFoundError(f"the job {job.name} does not select a VM {name}", f"it selects {names}")
+    return [vm for vm in selected if not wanted or vm.name in wanted or vm.uuid in wanted]
+
+
+def _session(
+    job: Job,
+    run: str,
+    schedule: str | None,
+    pool: Pool,
+    transfers: Transfers,
+    store: Store,
+    writer: Writer,
+    executor: Executor,
+    emit: Emit,
+) -> Session:
+    return Session(
+        run=run,
+        job=job.name,
+        schedule=schedule,
+        owner=Owner(job.name, store.config.store_id),
+        pool=pool,
+        transfers=transfers,
+        store=store,
+        writer=writer,
+        executor=executor,
+        arena=Arena(_SLOTS),
+        budget=Budget(job.limits.nbd_connections_per_host),
+        observed={},
+        pace=Pace(job.limits.read_rate),
+        disks=asyncio.Semaphore(job.limits.disks_per_host),
+        nbd_connections=job.limits.nbd_connections,
+        emit=emit,
+    )
+
+
+def _keeps_base(job: Job, vm: SelectedVm) -> bool:
+    """Whether a later run can use this one's snapshot: the policy, and whether any run of the job is incremental."""
+    if vm.backup.keep_snapshot != "auto":
+        return vm.backup.keep_snapshot != "none"
+    modes = [schedule.mode for schedule in job.schedules] or [job.backup.mode]
+    return any(mode != "full" for mode in modes)
+
+
+async def _all_vms(session: Session, job: Job, vms: Sequence[SelectedVm]) -> list[VmResult]:
+    room = asyncio.Semaphore(job.limits.vms)
+
+    async def one(vm: SelectedVm) -> VmResult:
+        async with room:
+            return await _one_vm(session, vm, keep_base=_keeps_base(job, vm))
+
+    async with task_group() as group:
+        tasks = [group.create_task(one(vm)) for vm in vms]
+    return [task.result() for task in tasks]
+
+
+async def _one_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> VmResult:
+    started = time.monotonic()
+    session.emit(VmStarted(vm=vm.uuid, name=vm.name, strategy=vm.backup.strategy))
+    point: str | None = None
+    failure: MoverError | None = None
+    interrupted = False
+    try:
+        point = await back_up_vm(session, vm, keep_base=keep_base)
+    except asyncio.CancelledError:
+        interrupted = True
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong with one VM must not stop the others
+        failure = as_mover_error(error, f"{vm.name}: ") or MoverError(
+            f"{vm.name}: unexpected {type(error).__name__}: {error}",
+            "this is a bug; please report it with this trace:\n" + "".join(traceback.format_exception(error)),
+        )
+    finally:
+        outcome: Outcome = "interrupted" if interrupted else "failed" if failure else "done"
+        session.emit(
+            VmFinished(
+                vm=vm.uuid,
+                name=vm.name,
+                outcome=outcome,
+                point=point,
+                seconds=time.monotonic() - started,
+                error=str(failure) if failure else None,
+                hint=failure.hint if failure else None,
+            )
+        )
+    return VmResult(vm.uuid, vm.name, outcome, point, failure.exit_code if failure else 0)

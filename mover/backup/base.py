@@ -33,9 +33,7 @@ class NoBase:
 
 async def find_base(pool: Pool, points: Sequence[Point], vdi_uuid: str, vdi_ref: str) -> Base | NoBase:
     """Look for the newest of `points` (oldest first) whose snapshot of the live VDI still stands."""
-    stored = [
-        (point, disk) for point in reversed(points) for disk in point.record.disks if disk.vdi_uuid == vdi_uuid
-    ]
+    stored = [(point, disk) for point in reversed(points) for disk in point.record.disks if disk.vdi_uuid == vdi_uuid]
     if not stored:
         return NoBase("first backup of this disk")
     last = stored[0][1]

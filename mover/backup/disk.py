@@ -6,11 +6,14 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
+
+from protocol.vhd import Head, parse_head
 
 from mover.backup.base import Base, NoBase, changed_extents
 from mover.backup.session import Session
 from mover.backup.snapshot import SnapshotDisk
-from mover.events import DiskFinished, DiskPlanned, DiskProgress, Mode, Note, Retry
+from mover.events import DiskFinished, DiskPlanned, DiskProgress, Note, Retry
 from mover.pipeline.intake import Counts, Intake
 from mover.source import Source
 from mover.source.nbd import NbdSource
@@ -19,8 +22,7 @@ from mover.store import PointDisk
 from protocol.errors import NbdConnectError, ProtocolError
 from protocol.extent import Extent, align, total
 from protocol.nbd import Endpoint, open_reader
-from protocol.secret import Secret
-from protocol.vhd import Head, parse_head
+from protocol.nbd import Retry as NbdRetry
 from protocol.xapi import nbd_endpoints
 
 _HEAD_PIECE = 1 << 20
@@ -43,7 +45,7 @@ class LiveDisk:
 class Plan:
     """How a disk is read. `base` is the state that unread parts are taken from, `last` what to compare with."""
 
-    mode: Mode
+    mode: Literal["full", "incremental"]
     extents: list[Extent]
     over_nbd: bool
     reason: str | None = None
@@ -208,11 +210,15 @@ async def _source(session: Session, disk: LiveDisk, plan: Plan) -> AsyncIterator
     async def locate() -> Sequence[Endpoint]:
         return await nbd_endpoints(session.pool, disk.snapshot.ref)
 
-    def retried(server: str, error: Exception, wait: float) -> None:
-        session.emit(Retry(what=f"reading {disk.name}", server=server, error=str(error), wait=wait))
+    def on_retry(retry: NbdRetry) -> None:
+        session.emit(Retry(what=f"reading {disk.name}", server=retry.server, error=retry.reason, wait=retry.pause))
 
     async with open_reader(
-        locate, connections=session.nbd_connections, budget=session.budget, retried=retried
+        locate,
+        connections=session.nbd_connections,
+        budget=session.budget,
+        observed=session.observed,
+        on_retry=on_retry,
     ) as reader:
         if reader.size < disk.snapshot.size:
             raise NbdConnectError(

@@ -13,7 +13,7 @@ from mover.events import Emit
 from mover.pipeline.pace import Pace
 from mover.store import Store, Writer
 from protocol.arena import Arena
-from protocol.nbd import Budget
+from protocol.nbd import Budget, Observed
 from protocol.xapi import Pool, Transfers
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ class Session:
     executor: Executor
     arena: Arena
     budget: Budget
+    observed: dict[str, Observed]
     pace: Pace
     disks: asyncio.Semaphore
     nbd_connections: int

@@ -79,12 +79,12 @@ async def take(
 async def _plain_snapshot(pool: Pool, vm: str, name: str, ignored: Sequence[str]) -> str:
     if ignored:
         try:
-            return await pool.run("VM.snapshot", vm, name, list(ignored))
+            return str(await pool.run("VM.snapshot", vm, name, list(ignored)))
         except XapiError as error:
             # Before 21.4.0 the call took two parameters; the snapshots of ignored disks are destroyed instead.
             if error.code != "MESSAGE_PARAMETER_COUNT_MISMATCH":
                 raise
-    return await pool.run("VM.snapshot", vm, name)
+    return str(await pool.run("VM.snapshot", vm, name))
 
 
 async def _tag(pool: Pool, kind: str, ref: str, tags: dict[str, str]) -> None:

@@ -108,9 +108,7 @@ async def _copy(
     async with task_group() as group:
         reads = [
             group.create_task(
-                back_up_disk(
-                    session, vm.uuid, disk, base, full_read=vm.backup.full_read, keep_snapshot=keep_base
-                )
+                back_up_disk(session, vm.uuid, disk, base, full_read=vm.backup.full_read, keep_snapshot=keep_base)
             )
             for disk, base in zip(disks, bases, strict=True)
         ]

@@ -1,1 +1,1 @@
-"""To be described."""
+"""From a restore point to files, or to a VM on a pool."""

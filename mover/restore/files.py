@@ -77,9 +77,7 @@ async def _write_raw(
     extents = await loop.run_in_executor(executor, lambda: list(reader.extents()))
     vm = point.record.vm_uuid
     to_write = total(extents)
-    emit(
-        DiskPlanned(vm=vm, disk=disk.position, name=disk.name, size=disk.size, mode="restore", to_read=to_write)
-    )
+    emit(DiskPlanned(vm=vm, disk=disk.position, name=disk.name, size=disk.size, mode="restore", to_read=to_write))
     unfinished = path.with_name(path.name + ".partial")
     try:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -125,11 +125,9 @@ async def _choose_srs(saved: VmMetadata, pool: Pool, disks: list[PointDisk], wan
     for disk in disks:
         vdi = _saved_vdi(saved, disk)
         old = saved.srs.get(vdi.get("SR", NULL), {}).get("uuid", "")
-        chosen[disk.vdi_uuid] = by_uuid.get(old, default)
+        chosen[disk.vdi_uuid] = by_uuid.get(old) or str(default)
         if chosen[disk.vdi_uuid] not in present:
-            raise NotFoundError(
-                f"the SR of {disk.name} is gone and the pool has no default SR", "name one with --sr"
-            )
+            raise NotFoundError(f"the SR of {disk.name} is gone and the pool has no default SR", "name one with --sr")
     return chosen
 
 

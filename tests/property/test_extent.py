@@ -1,5 +1,7 @@
 """The extent algebra against plain sets of bytes."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ def bytes_of(items) -> set[int]:
 
 def assert_normal(items) -> None:
     assert all(extent.length > 0 for extent in items)
-    assert all(left.end < right.offset for left, right in zip(items, items[1:], strict=False))
+    assert all(left.end < right.offset for left, right in pairwise(items))
 
 
 @given(extents)
@@ -28,7 +30,7 @@ def test_merge(items):
 def test_merge_closes_only_gaps_up_to_the_limit(items, gap):
     merged = merge(items, gap)
     assert bytes_of(items) <= bytes_of(merged)
-    assert all(right.offset - left.end > gap for left, right in zip(merged, merged[1:], strict=False))
+    assert all(right.offset - left.end > gap for left, right in pairwise(merged))
     for hole in subtract(merged, merge(items)):
         assert hole.length <= gap
 

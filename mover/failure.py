@@ -1,0 +1,49 @@
+"""What the other side did, as an error a user can act on: message, hint and exit code."""
+
+from __future__ import annotations
+
+from mover.errors import MoverError, PoolError, UnreachableError
+from protocol.errors import (
+    NbdCertificateError,
+    NbdError,
+    PoolCertificateError,
+    PoolUnreachableError,
+    ProtocolError,
+    XapiError,
+)
+
+# What to do about XAPI's codes that an operator meets; codes are kept verbatim, people search for them.
+_HINTS = {
+    "SESSION_AUTHENTICATION_FAILED": "check username and the password's source in [pool]",
+    "RBAC_PERMISSION_DENIED": "the user needs the role pool-admin or vm-admin",
+    "SR_BACKEND_FAILURE_44": "the SR has no room for a snapshot",
+    "SR_BACKEND_FAILURE_46": "the SR says that a disk is not available: is another task using it?",
+    "SR_BACKEND_FAILURE_109": "the disk's snapshot chain is too long: delete snapshots and let the SR coalesce",
+    "LICENCE_RESTRICTION": "the pool's licence does not allow this",
+    "LICENSE_RESTRICTION": "the pool's licence does not allow this",
+    "OPERATION_BLOCKED": "the operation is blocked on this VM (blocked_operations)",
+    "VDI_IN_USE": "something else uses the disk; try again when it has ended",
+    "OTHER_OPERATION_IN_PROGRESS": "another operation runs on this object; try again when it has ended",
+}
+_LOGIN = frozenset({"SESSION_AUTHENTICATION_FAILED", "SESSION_AUTHORIZATION_FAILED"})
+
+
+def as_mover_error(error: BaseException, where: str = "") -> MoverError | None:
+    """`error` as a `MoverError` whose message begins with `where` ("web-1: "); None for what is no expected failure."""
+    if isinstance(error, MoverError):
+        return error
+    if not isinstance(error, ProtocolError):
+        return None
+    message = f"{where}{error}"
+    if isinstance(error, PoolCertificateError):
+        return UnreachableError(message, "put the right fingerprint or ca-file into [pool]")
+    if isinstance(error, PoolUnreachableError):
+        return UnreachableError(message, "is the address right, and the pool's master up?")
+    if isinstance(error, NbdCertificateError):
+        return PoolError(message, "somebody else answers at this address; the pool's own certificate was expected")
+    if isinstance(error, NbdError):
+        return PoolError(message, "can this machine reach the hosts' NBD port (10809)?")
+    if isinstance(error, XapiError):
+        hint = _HINTS.get(error.code, "")
+        return UnreachableError(message, hint) if error.code in _LOGIN else PoolError(message, hint)
+    return PoolError(message)

@@ -1,0 +1,110 @@
+"""Read a job file: everything that is wrong with it is said at once, with file, line, key, found and allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from mover.errors import JobError
+from mover.job.keys import Complaint, table
+from mover.job.model import Job, SelectorSection, backup_keys
+from mover.job.position import nearest, positions
+
+_LIMIT = 1 << 20
+
+
+def load_job(path: Path) -> Job:
+    """Read the job in `path`. Raises `JobError`."""
+    try:
+        data = path.read_bytes()[: _LIMIT + 1]
+    except OSError as error:
+        raise JobError(f"cannot read the job file {path}: {error.strerror}") from error
+    if len(data) > _LIMIT:
+        raise JobError(f"the job file {path} is larger than {_LIMIT} bytes")
+    try:
+        content = data.decode()
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path}: not UTF-8 at byte {error.start}") from error
+    return parse_job(content, str(path), path.stem)
+
+
+def parse_job(content: str, file: str, default_name: str) -> Job:
+    """Parse the text of a job file; `file` is for messages. Raises `JobError`."""
+    try:
+        raw = tomllib.loads(content)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise JobError(f"{file}: not TOML: {error}") from error
+    complaints: list[Complaint] = []
+    job = table(Job, raw, (), complaints)
+    if job is not None:
+        job = dataclasses.replace(
+            job, name=job.name or default_name, vms=tuple(map(_with_overrides, job.vms, raw["vms"]))
+        )
+        complaints.extend(_cross_checks(job, raw))
+    complaints.extend(_literal_secrets(raw))
+    if complaints or job is None:
+        raise JobError(_message(file, content, complaints), "every key is described in docs/job.md")
+    return job
+
+
+def _with_overrides(selector: SelectorSection, raw: dict[str, Any]) -> SelectorSection:
+    given = {name for name in backup_keys() if name.replace("_", "-") in raw}
+    return dataclasses.replace(selector, overrides=frozenset(given))
+
+
+def _cross_checks(job: Job, raw: dict[str, Any]) -> list[Complaint]:
+    complaints: list[Complaint] = []
+    sources = [name for name in ("password-file", "password-env", "password-command") if name in raw["pool"]]
+    if len(sources) != 1:
+        complaints.append(
+            Complaint(
+                ("pool", sources[1] if sources else "password-file"),
+                " and ".join(sources) or "nothing",
+                "exactly one of password-file, password-env, password-command",
+            )
+        )
+    if job.pool.ca_file and job.pool.fingerprint:
+        complaints.append(Complaint(("pool", "fingerprint"), "also ca-file", "one of ca-file, fingerprint"))
+    if not job.vms:
+        complaints.append(Complaint(("vms",), "nothing", "at least one [[vms]] selector"))
+    for index, selector in enumerate(job.vms):
+        given = [name for name in ("name", "uuid", "tag", "all") if getattr(selector, name)]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            complaints.append(Complaint(("vms", index), found, "exactly one of name, uuid, tag, all = true"))
+    names = [schedule.name for schedule in job.schedules]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            complaints.append(Complaint(("schedules", index, "name"), f'"{name}" again', "each name once"))
+    return complaints
+
+
+def _literal_secrets(raw: dict[str, Any]) -> list[Complaint]:
+    found: list[Complaint] = []
+    for section, name in (("pool", "password"), ("store", "passphrase")):
+        values = raw.get(section)
+        if isinstance(values, dict) and name in values:
+            hint = f"{name}-file, {name}-env or {name}-command: a secret never stands in the job file itself"
+            found.append(Complaint((section, name), f"a literal {name}", hint))
+    return found
+
+
+def _message(file: str, content: str, complaints: list[Complaint]) -> str:
+    places = positions(content)
+    literal = {("pool", "password"), ("store", "passphrase")}
+    lines: list[str] = []
+    for complaint in complaints:
+        if complaint.path in literal and complaint.found == "an unknown key":
+            continue
+        line, column = nearest(places, complaint.path)
+        lines.append(f"{file}:{line}:{column}: {_shown(complaint.path)}: found {complaint.found}; {complaint.allowed}")
+    return "\n".join(lines)
+
+
+def _shown(path: tuple[str | int, ...]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or "the job"

@@ -1,0 +1,186 @@
+"""The job file as typed values. docs/job.md is made from the documentation of each key here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from mover.job.keys import choice, command, count, duration, flag, key, many, one, pattern, size, text, texts
+from mover.units import MiB
+
+_NAME = pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, dots, dashes and underscores, at most 64")
+_COMPRESSION = pattern(
+    r"none|zstd(:([1-9]|1[0-9]))?", 'none, zstd, or zstd:LEVEL with a level from 1 to 19, as in "zstd:1"'
+)
+_FINGERPRINT = pattern(r"sha256:[0-9A-Fa-f:]{64,95}", "sha256: and 64 hex digits")
+_URL = pattern(r"https?://\S+", 'a URL, as in "https://xcp-1.example.org"')
+
+
+def _fingerprints(value: object) -> tuple[str, ...]:
+    """One fingerprint or several: each host has its own certificate."""
+    items = value if isinstance(value, list) else [value]
+    return tuple(_FINGERPRINT(item) for item in items)
+
+
+def _chunk_size(value: object) -> int:
+    parsed = size(value)
+    if not 64 << 10 <= parsed <= 4 * MiB or parsed & (parsed - 1):
+        raise ValueError("a power of two from 64KiB to 4MiB")
+    return parsed
+
+
+def _exclusion(value: object) -> tuple[str, ...]:
+    """Positions come as numbers; everything is kept as text."""
+    if not isinstance(value, list) or not all(isinstance(item, str | int) and item is not True for item in value):
+        raise ValueError("a list of positions (numbers), name patterns, UUIDs or tags")
+    return tuple(str(item) for item in value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSection:
+    """[pool]: where the pool is and who logs in. Exactly one of the password keys is needed."""
+
+    url: str = key(_URL, doc="any member's address; a slave's answer leads to the master", example='"https://xcp-1"')
+    username: str = key(text, doc="who logs in", example='"backup"')
+    password_file: str | None = key(text, None, "a file whose first line is the password; not readable by others")
+    password_env: str | None = key(text, None, "an environment variable that holds the password")
+    password_command: tuple[str, ...] | None = key(
+        command, None, "a command whose first line of output is the password"
+    )
+    ca_file: str | None = key(text, None, "PEM certificates to trust for the pool's hosts")
+    fingerprint: tuple[str, ...] = key(
+        _fingerprints,
+        (),
+        "SHA-256 of the certificate to trust, or a list of them; without ca-file and fingerprint the "
+        "system's authorities decide",
+        'example "sha256:…"',
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSection:
+    """[store]: where restore points go. The middle two are fixed when the store is made."""
+
+    url: str = key(text, doc="a folder, as file:///srv/backup/mover", example='"file:///srv/backup/mover"')
+    chunk_size: int = key(_chunk_size, 64 << 10, "the unit of deduplication, a power of two up to 4MiB")
+    compression: str = key(_COMPRESSION, "zstd:1", "zstd:LEVEL or none")
+    passphrase_file: str | None = key(text, None, "only for encrypted stores: a file with the passphrase")
+    passphrase_env: str | None = key(text, None, "only for encrypted stores: a variable with the passphrase")
+    passphrase_command: tuple[str, ...] | None = key(
+        command, None, "only for encrypted stores: a command that prints it"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackupSection:
+    """[backup]: how VMs are read. Every key can be overridden in a [[vms]] selector."""
+
+    strategy: str = key(choice("cbt", "xva"), "cbt", "cbt: changed blocks over NBD; xva: streams over HTTP")
+    mode: str = key(choice("auto", "full", "incremental"), "auto", "auto: incremental where one is possible")
+    full_read: str = key(choice("nbd", "raw"), "nbd", "how strategy cbt reads in full: nbd, or raw over HTTP")
+    increments: str = key(choice("since-full", "since-last"), "since-full", "strategy xva: what an incremental holds")
+    compression: str = key(
+        choice("none", "zstd", "gzip"), "none", "strategy xva: compression of the export on the host"
+    )
+    quiesce: bool = key(flag, False, "try a quiesced snapshot first; a regular one is taken if that fails")
+    keep_snapshot: str = key(
+        choice("auto", "data", "metadata", "none"),
+        "auto",
+        "what stays on the pool as the next base: the snapshot, only its CBT log, or nothing; auto: the snapshot, if a "
+        "later run can be incremental",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectorSection(BackupSection):
+    """[[vms]]: which VMs; the union of all selectors is backed up. One of name, uuid, tag, all is needed."""
+
+    name: str | None = key(text, None, "a name, or a pattern with * and ?")
+    uuid: str | None = key(text, None, "a UUID")
+    tag: str | None = key(text, None, "a tag")
+    all: bool = key(flag, False, "every VM of the pool")
+    exclude_disks: tuple[str, ...] = key(_exclusion, (), "disks to leave out: position, name pattern, UUID or tag")
+    overrides: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExcludeSection:
+    """[exclude]: VMs that no selector gets."""
+
+    names: tuple[str, ...] = key(texts, (), "names or patterns")
+    uuids: tuple[str, ...] = key(texts, (), "UUIDs")
+    tags: tuple[str, ...] = key(texts, (), "tags")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HooksSection:
+    """[hooks]: commands on this machine around the snapshot."""
+
+    pre_snapshot: tuple[str, ...] | None = key(command, None, "run before the snapshot of each VM")
+    post_snapshot: tuple[str, ...] | None = key(command, None, "run after it, even if it failed")
+    timeout: float = key(duration, 60.0, "how long a command may take")
+    on_failure: str = key(choice("fail", "continue"), "fail", "what a failing command does to the VM's backup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsSection:
+    """[limits]: how much at once."""
+
+    vms: int = key(count(1, 64), 4, "VMs at once")
+    disks_per_host: int = key(count(1, 64), 4, "disks at once")
+    nbd_connections: int = key(count(1, 16), 4, "connections per disk")
+    nbd_connections_per_host: int = key(
+        count(1, 16), 12, "connections per host, over all disks and movers of this machine"
+    )
+    read_rate: int = key(size, 0, "bytes a second over all disks, 0: no limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSection:
+    """[[schedules]]: runs that something else starts, with `mover run JOB --schedule NAME`."""
+
+    name: str = key(_NAME, doc="what --schedule takes", example='"nightly"')
+    mode: str = key(choice("auto", "full", "incremental"), "auto", "as in [backup]; it wins over that")
+    calendar: str | None = key(text, None, "systemd calendar syntax")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionSection:
+    """[retention]: how many restore points of each VM stay. Without any key, all do."""
+
+    keep_last: int = key(count(0, 100_000), 0, "the newest")
+    keep_hourly: int = key(count(0, 100_000), 0, "the newest of each of so many hours")
+    keep_daily: int = key(count(0, 100_000), 0, "… days")
+    keep_weekly: int = key(count(0, 100_000), 0, "… weeks")
+    keep_monthly: int = key(count(0, 100_000), 0, "… months")
+    keep_yearly: int = key(count(0, 100_000), 0, "… years")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSection:
+    """[report]: where else a run tells what it did."""
+
+    prometheus: str | None = key(text, None, "a text file for the node exporter")
+    webhook: str | None = key(_URL, None, "a URL that gets the summary")
+    log: str | None = key(text, None, "a file of JSON lines; {job} is replaced")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The whole file."""
+
+    name: str = key(_NAME, "", "default: the file's name")
+    pool: PoolSection = key(one(PoolSection), doc="")
+    store: StoreSection = key(one(StoreSection), doc="")
+    backup: BackupSection = key(one(BackupSection), BackupSection, "")
+    vms: tuple[SelectorSection, ...] = key(many(SelectorSection), doc="")
+    exclude: ExcludeSection = key(one(ExcludeSection), ExcludeSection, "")
+    hooks: HooksSection = key(one(HooksSection), HooksSection, "")
+    limits: LimitsSection = key(one(LimitsSection), LimitsSection, "")
+    schedules: tuple[ScheduleSection, ...] = key(many(ScheduleSection), (), "")
+    retention: RetentionSection = key(one(RetentionSection), RetentionSection, "")
+    report: ReportSection = key(one(ReportSection), ReportSection, "")
+
+
+def backup_keys() -> list[str]:
+    """The names of the fields of [backup], which a selector can override."""
+    return [field.name for field in fields(BackupSection)]
