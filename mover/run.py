@@ -98,6 +98,16 @@ async def run_job(
     return result
 
 
+async def plan_run(
+    job: Job, *, schedule: str | None = None, vms: Sequence[str] = (), full: bool = False
+) -> list[SelectedVm]:
+    """The VMs that a run would back up, and how, without doing anything. Raises as `run_job` does."""
+    refuse_unsupported(job)
+    chosen = _schedule(job, schedule)
+    async with join_pool(job.pool) as (pool, _):
+        return [_with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms)]
+
+
 class _Totals:
     """Passes events on and adds up what was read and stored."""
 

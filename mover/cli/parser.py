@@ -1,0 +1,116 @@
+"""Verbs and their options. Nothing heavy is imported here: `mover --help` has to be instant."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mover import __version__
+
+_STORE_OR_JOB = "a store (path or URL) or a job file, whose store it then is"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; `options.verb` says what to do. Exits with 2 on a wrong one, with 0 after --help."""
+    parser = argparse.ArgumentParser(
+        prog="mover", description="Agentless backup and restore of XCP-ng / XenServer virtual machines."
+    )
+    parser.add_argument("--version", action="version", version=f"mover {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    _run(verbs)
+    _list(verbs)
+    _show(verbs)
+    _restore(verbs)
+    _verify(verbs)
+    _simulate(verbs)
+    _demo(verbs)
+    return parser.parse_args(arguments)
+
+
+_Verbs = argparse._SubParsersAction  # the type has no public name
+
+
+def _progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "plain", "json", "none"),
+        default="auto",
+        help="bars on a terminal and plain lines elsewhere (auto), plain lines, JSON lines, or nothing; on stderr",
+    )
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="JSON on stdout")
+
+
+def _run(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("run", help="back up what a job selects")
+    parser.add_argument("job", metavar="JOB.toml")
+    parser.add_argument("--schedule", metavar="NAME", help="which of the job's schedules this run belongs to")
+    parser.add_argument("--vm", action="append", default=[], metavar="NAME_OR_UUID", help="only this VM; repeatable")
+    parser.add_argument("--full", action="store_true", help="read every disk in full")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be backed up, and do nothing")
+    _progress(parser)
+    _json(parser)
+
+
+def _list(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("list", help="list restore points")
+    parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
+    parser.add_argument("vm", nargs="?", metavar="VM", help="only those of this VM (name or UUID)")
+    _json(parser)
+
+
+def _show(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("show", help="show one restore point: disks, sizes, how they were read and why")
+    parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
+    parser.add_argument("point", metavar="POINT", help='an id or its beginning, a VM (its newest point), or "latest"')
+    _json(parser)
+
+
+def _restore(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("restore", help="restore a point to a pool, or to files")
+    parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
+    parser.add_argument("point", metavar="POINT", help='an id or its beginning, a VM (its newest point), or "latest"')
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--job", metavar="JOB.toml", help="restore as a VM on the pool of this job")
+    target.add_argument("--to", metavar="DIR", help="restore the disks to files in this folder")
+    parser.add_argument("--format", choices=("raw",), default="raw", help="of the files (--to)")
+    parser.add_argument("--disk", action="append", default=[], metavar="DISK", help="only this disk; repeatable")
+    parser.add_argument("--sr", metavar="SR", help="where new disks go (--job): name or UUID")
+    parser.add_argument("--name", metavar="NAME", help="the new VM's name (--job)")
+    parser.add_argument(
+        "--network", action="append", default=[], metavar="OLD=NEW", help="which network stands in for another (--job)"
+    )
+    parser.add_argument(
+        "--new-macs",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="new MAC addresses or the original ones (--job); the default is new ones if the VM is still there",
+    )
+    _progress(parser)
+    _json(parser)
+
+
+def _verify(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("verify", help="check that what is stored is what was written")
+    parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
+    parser.add_argument("--point", action="append", default=[], metavar="POINT", help="only this point; repeatable")
+    parser.add_argument("--deep", action="store_true", help="decompress everything and compare it with its id")
+    _progress(parser)
+    _json(parser)
+
+
+def _simulate(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("simulate", help="serve a simulated pool until interrupted")
+    parser.add_argument("--dir", required=True, metavar="D", help="where its disks and state are kept")
+    parser.add_argument("--nbd", choices=("tls", "insecure", "both", "none"), default="tls", help="networks' purpose")
+    parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="of each NBD request")
+    parser.add_argument("--plain-http", action="store_true", help="serve the API without TLS")
+
+
+def _demo(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("demo", help="the main job, from backup to restore, on a simulated pool")
+    parser.add_argument("--dir", metavar="D", help="keep everything in this folder (default: a temporary one)")
+    parser.add_argument("--small", action="store_true", help="small disks: seconds instead of a minute or two")
+    _progress(parser)

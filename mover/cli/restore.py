@@ -1,0 +1,54 @@
+"""mover restore"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from mover.cli.opening import job_of, store_of
+from mover.errors import UsageError
+from mover.report.view import open_view
+from mover.restore.files import restore_to_files
+from mover.restore.options import RestoreOptions
+from mover.restore.pool import restore_to_pool
+from mover.run import join_pool
+
+
+async def main(options: argparse.Namespace) -> int:
+    """Restore a point to a pool or to files."""
+    store = store_of(options.store)
+    point = store.point(options.point)
+    with open_view(options.progress, sys.stderr) as emit:
+        if options.to is not None:
+            _only_for_pools(options)
+            files = await restore_to_files(store, point, Path(options.to), disks=options.disk, emit=emit)
+            result: object = {"files": [str(file) for file in files]}
+            lines = [str(file) for file in files]
+        else:
+            async with join_pool(job_of(options.job).pool) as (pool, transfers):
+                vm = await restore_to_pool(store, point, pool, transfers, _pool_options(options), emit)
+            result = {"vm": vm.uuid, "name": vm.name}
+            lines = [f"{vm.uuid}\t{vm.name}"]
+    print(msgspec.json.encode(result).decode() if options.json else "\n".join(lines))
+    return 0
+
+
+def _only_for_pools(options: argparse.Namespace) -> None:
+    for name in ("sr", "name", "network", "new_macs"):
+        if getattr(options, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for restores to a pool (--job), not to files")
+
+
+def _pool_options(options: argparse.Namespace) -> RestoreOptions:
+    networks: dict[str, str] = {}
+    for pair in options.network:
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise UsageError(f"--network takes OLD=NEW, not {pair}")
+        networks[old] = new
+    return RestoreOptions(
+        sr=options.sr, name=options.name, disks=tuple(options.disk), new_macs=options.new_macs, networks=networks
+    )

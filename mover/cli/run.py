@@ -1,0 +1,39 @@
+"""mover run"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import msgspec
+
+from mover.cli.opening import job_of
+from mover.job import SelectedVm
+from mover.report.view import open_view
+from mover.run import plan_run, run_job
+from mover.units import format_size
+
+
+async def main(options: argparse.Namespace) -> int:
+    """Back up what the job selects."""
+    job = job_of(options.job)
+    if options.dry_run:
+        for vm in await plan_run(job, schedule=options.schedule, vms=options.vm, full=options.full):
+            _print_plan(vm)
+        return 0
+    with open_view(options.progress, sys.stderr) as emit:
+        result = await run_job(job, schedule=options.schedule, vms=options.vm, full=options.full, emit=emit)
+    if options.json:
+        print(msgspec.json.encode({"run": result.run, "exit_code": result.exit_code, "vms": result.vms}).decode())
+    else:
+        for done in result.vms:
+            print(f"{done.name}\t{done.outcome}\t{done.point or '-'}")
+    return result.exit_code
+
+
+def _print_plan(vm: SelectedVm) -> None:
+    print(f"{vm.name} ({vm.uuid}): {vm.backup.mode}, strategy {vm.backup.strategy}")
+    for disk in vm.disks:
+        print(f"  {disk.position} {disk.name}: {format_size(disk.size)}, CBT {'on' if disk.cbt else 'off'}")
+    for disk in vm.excluded_disks:
+        print(f"  {disk.position} {disk.name}: excluded")

@@ -1,0 +1,90 @@
+"""Run a verb on the event loop: signals in, errors as messages and exit codes out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+
+import uvloop
+
+from mover.errors import MoverError
+from mover.failure import as_mover_error
+from protocol.tasks import first_error
+
+# The module of each verb has a coroutine function `main(options) -> exit code`.
+_MODULES = {
+    "run": "mover.cli.run",
+    "list": "mover.cli.points",
+    "show": "mover.cli.points",
+    "restore": "mover.cli.restore",
+    "verify": "mover.cli.verify",
+    "simulate": "mover.cli.simulate",
+    "demo": "mover.cli.demo",
+}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run `options.verb` and return its exit code."""
+    verb: Callable[[argparse.Namespace], Awaitable[int]] = import_module(_MODULES[options.verb]).main
+    received: list[int] = []
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_interruptible(verb, options, received))
+    except asyncio.CancelledError:
+        say("interrupted; everything is left clean")
+        return 128 + received[0] if received else 130
+    except BrokenPipeError:
+        # Whoever read our output has had enough.
+        sys.stdout = None
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last resort: everything else is a bug
+        return _explain(error)
+
+
+async def _interruptible(
+    verb: Callable[[argparse.Namespace], Awaitable[int]], options: argparse.Namespace, received: list[int]
+) -> int:
+    """Run a verb; the first signal cancels it, which cleans up; the second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+
+    def stop(number: int) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        say("stopping: cleaning up on the pool; once more to stop at once")
+        if task is not None:
+            task.cancel()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await verb(options)
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def _explain(error: Exception) -> int:
+    cause = first_error(error)
+    expected = as_mover_error(cause)
+    if expected is None:
+        traceback.print_exception(error, file=sys.stderr)
+        say("error: this is a bug; please report it with the trace above")
+        return MoverError.exit_code
+    say(f"error: {expected}")
+    if expected.hint:
+        say(f"hint: {expected.hint}")
+    return expected.exit_code
+
+
+def say(message: str) -> None:
+    """Say something to the person at the terminal or to the log: on stderr."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,66 @@
+"""mover verify"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import msgspec
+
+from mover.cli.opening import store_of
+from mover.errors import VerifyError
+from mover.events import DamageFound, Emit, VerifyProgress
+from mover.report.view import open_view
+from mover.store import Damage, Point, Store
+
+_REPORT_EVERY = 0.2
+
+
+async def main(options: argparse.Namespace) -> int:
+    """Check a store, or some of its points."""
+    store = store_of(options.store)
+    points = [store.point(wanted) for wanted in options.point] or None
+    with open_view(options.progress, sys.stderr) as emit:
+        damages = await verify(store, points, deep=options.deep, emit=emit)
+    if options.json:
+        print(msgspec.json.encode({"damages": damages}).decode())
+    else:
+        print("no damage found" if not damages else f"{len(damages)} damaged objects")
+    return VerifyError.exit_code if damages else 0
+
+
+class _Stopped(Exception):
+    """Nobody waits for the result any more."""
+
+
+async def verify(store: Store, points: list[Point] | None, *, deep: bool, emit: Emit) -> list[Damage]:
+    """Check in a worker thread; events reach the view on the event loop. Ends soon after it is cancelled."""
+    loop = asyncio.get_running_loop()
+    stop = Event()
+    last = 0.0
+
+    def work() -> list[Damage]:
+        damages: list[Damage] = []
+        for damage in store.verify(points, deep=deep, progress=report):
+            damages.append(damage)
+            found = DamageFound(object=damage.object, reason=damage.reason, points=list(damage.points))
+            loop.call_soon_threadsafe(emit, found)
+        return damages
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if stop.is_set():
+            raise _Stopped
+        if done == total or time.monotonic() - last >= _REPORT_EVERY:
+            last = time.monotonic()
+            loop.call_soon_threadsafe(emit, VerifyProgress(done=done, total=total))
+
+    with ThreadPoolExecutor(1, "verify") as executor:
+        try:
+            return await loop.run_in_executor(executor, work)
+        finally:
+            stop.set()
