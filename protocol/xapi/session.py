@@ -127,7 +127,12 @@ class Pool:
 
     async def create_task(self, label: str) -> str:
         """Make a pending task of our own, for an HTTP handler to complete. Destroy it with `destroy_task`."""
-        return str(await self.call("task.create", label, ""))
+        made: list[str] = []
+        try:
+            return str(await self._caller.call("task.create", (label, ""), landed=made))
+        except BaseException:
+            await self._give_up(made)
+            raise
 
     async def destroy_task(self, task: str) -> None:
         """Destroy a task; it is no error if it is gone or the pool away. A pending one goes when it ends."""
@@ -227,6 +232,8 @@ async def connect(
         yield Pool(caller, watcher, record, hosts)
     finally:
         watcher.stop()
-        await asyncio.wait({watching}, timeout=AFTERMATH)
-        await caller.close(watcher.session)
-        executor.shutdown(wait=False)
+        try:
+            await asyncio.wait({watching}, timeout=AFTERMATH)
+        finally:
+            executor.shutdown(wait=False)
+            await caller.close(watcher.session)
