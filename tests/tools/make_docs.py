@@ -1,0 +1,127 @@
+"""Write the pages that are made from the code: docs/job.md and docs/exit-codes.md.
+
+`python tests/tools/make_docs.py` writes them; a test compares them with what it would write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from mover import errors
+from mover.job.model import (
+    BackupSection,
+    ExcludeSection,
+    HooksSection,
+    Job,
+    LimitsSection,
+    PoolSection,
+    ReportSection,
+    RetentionSection,
+    ScheduleSection,
+    SelectorSection,
+    StoreSection,
+)
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+_SECTIONS = {
+    "[pool]": PoolSection,
+    "[store]": StoreSection,
+    "[backup]": BackupSection,
+    "[[vms]]": SelectorSection,
+    "[exclude]": ExcludeSection,
+    "[hooks]": HooksSection,
+    "[limits]": LimitsSection,
+    "[[schedules]]": ScheduleSection,
+    "[retention]": RetentionSection,
+    "[report]": ReportSection,
+}
+
+_JOB_HEAD = """# The job file
+
+TOML. Sizes are `"64KiB"`, `"4MiB"`, `"2TiB"` or bytes; durations `"30s"`, `"10m"`, `"7d"` or seconds. Secrets never
+stand in the file itself: each comes from exactly one of a file, an environment variable or a command. Whatever is wrong is
+said at once, each with file, line, column, key, what was found and what is allowed, and ends with exit code 2.
+
+[job.example.toml](job.example.toml) shows every section. This page is made from the code by `tests/tools/make_docs.py`.
+
+`name` at the top names the job: letters, digits, dots, dashes and underscores. Default: the file's name. One run of a
+job is active at a time on a machine, and snapshots on the pool are tagged with it: renaming a job leaves its last
+snapshots behind, and the next run reads in full.
+
+Read but not carried out yet, and refused so that nobody counts on it: `strategy = "xva"`, the passphrases of
+`[store]`, `[hooks]`, `[retention]` and `[report]`.
+"""
+
+_EXIT_HEAD = """# Exit codes
+
+Results go to stdout, progress and messages to stderr. A code that is not here means failure. Repeating a command
+unchanged helps only where the last column says so. This page is made from the code by `tests/tools/make_docs.py`.
+
+| code | meaning | error | try again |
+|---|---|---|---|
+| 0 | done | | |
+"""
+
+
+def job_page() -> str:
+    """docs/job.md."""
+    parts = [_JOB_HEAD]
+    for title, section in _SECTIONS.items():
+        about = " ".join((section.__doc__ or "").split(": ", 1)[1].split())
+        parts.append(f"## {title}\n\n{about[0].upper()}{about[1:]}\n\n| key | default | meaning |\n|---|---|---|")
+        own = dataclasses.fields(section)
+        if section is SelectorSection:
+            own = tuple(field for field in own if field.name not in {f.name for f in dataclasses.fields(BackupSection)})
+        parts.extend(_row(field) for field in own if field.metadata)
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _row(field: dataclasses.Field[Any]) -> str:
+    default = "required" if field.metadata["required"] else _default(field)
+    return f"| `{field.name.replace('_', '-')}` | {default} | {field.metadata['doc']} |"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default
+    if value in (None, ()) or value is dataclasses.MISSING:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def exit_page() -> str:
+    """docs/exit-codes.md."""
+    classes = [errors.MoverError, *_subclasses(errors.MoverError)]
+    rows = [
+        f"| {cls.exit_code} | {_meaning(cls)} | {cls.__name__} | {'yes' if cls.transient else 'no'} |"
+        for cls in sorted(classes, key=lambda cls: cls.exit_code)
+    ]
+    rows.append("| 143 | Stopped by SIGTERM; everything is left clean. | InterruptedRunError | yes |")
+    return _EXIT_HEAD + "\n".join(rows) + "\n"
+
+
+def _meaning(cls: type[errors.MoverError]) -> str:
+    if cls is errors.MoverError:
+        return "Something unexpected: a bug."
+    return (cls.__doc__ or "").splitlines()[0]
+
+
+def _subclasses(cls: type[errors.MoverError]) -> list[type[errors.MoverError]]:
+    return [leaf for child in cls.__subclasses__() for leaf in (child, *_subclasses(child))]
+
+
+def pages() -> dict[Path, str]:
+    """Every page that is made, with its text."""
+    for field in dataclasses.fields(Job):
+        assert field.metadata, field.name
+    return {DOCS / "job.md": job_page(), DOCS / "exit-codes.md": exit_page()}
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)

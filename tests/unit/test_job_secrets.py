@@ -1,0 +1,48 @@
+"""Secrets from files, variables and commands."""
+
+import pytest
+
+from mover.errors import SecretError
+from mover.job import read_secret
+
+
+def read(**source: object) -> str:
+    given = {"file": None, "env": None, "command": None} | source
+    return read_secret("the password", **given).reveal()  # type: ignore[arg-type]
+
+
+def test_the_first_line_of_a_private_file(tmp_path):
+    path = tmp_path / "secret"
+    path.write_text("hunter2\nsecond line\n")
+    path.chmod(0o600)
+    assert read(file=str(path)) == "hunter2"
+
+
+def test_a_file_that_others_can_read_is_refused(tmp_path):
+    path = tmp_path / "secret"
+    path.write_text("hunter2")
+    path.chmod(0o640)
+    with pytest.raises(SecretError) as caught:
+        read(file=str(path))
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.hint == f"chmod 600 {path}"
+
+
+def test_variable_and_command(monkeypatch):
+    monkeypatch.setenv("THE_SECRET", "from env")
+    assert read(env="THE_SECRET") == "from env"
+    assert read(command=("printf", "%s\\n", "from command")) == "from command"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"file": "/nonexistent/secret"}, {"env": "NOT_SET_ANYWHERE"}, {"command": ("false",)}, {"command": ("true",)}, {}],
+)
+def test_what_cannot_be_read_is_an_error_not_an_empty_secret(source):
+    with pytest.raises(SecretError):
+        read(**source)
+
+
+def test_secrets_do_not_show_themselves():
+    secret = read_secret("it", file=None, env=None, command=("echo", "hunter2"))
+    assert "hunter2" not in f"{secret} {secret!r} {[secret]}"

@@ -1,0 +1,63 @@
+"""Which VMs and disks a job means."""
+
+from typing import Any
+
+from mover.job import parse_job, select_vms
+
+HEAD = '[pool]\nurl = "https://x"\nusername = "u"\npassword-env = "P"\n[store]\nurl = "/s"\n'
+
+
+def vm(name: str, *tags: str, vbds: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
+    record = {"uuid": f"uuid-{name}", "name_label": name, "tags": list(tags), "VBDs": list(vbds)}
+    return record | {"is_a_snapshot": False, "is_a_template": False, "is_control_domain": False} | more
+
+
+def vbd(position: int, vdi: str, kind: str = "Disk") -> dict[str, Any]:
+    return {"userdevice": str(position), "VDI": vdi, "type": kind, "empty": False}
+
+
+def vdi(name: str, *tags: str, cbt: bool = False) -> dict[str, Any]:
+    return {"uuid": f"uuid-{name}", "name_label": name, "tags": list(tags), "virtual_size": "65536", "cbt_enabled": cbt}
+
+
+def names(job: str, vms: list[dict[str, Any]]) -> list[str]:
+    records = {f"ref-{record['name_label']}": record for record in vms}
+    return [found.name for found in select_vms(parse_job(HEAD + job, "f", "j"), records, {}, {})]
+
+
+def test_selectors_are_a_union_and_exclusions_win():
+    vms = [vm("web-1"), vm("web-2", "no-backup"), vm("db", "backup"), vm("other"), vm("web-3", "backup")]
+    job = '[[vms]]\ntag = "backup"\n[[vms]]\nname = "web-*"\n[exclude]\ntags = ["no-backup"]\nuuids = ["uuid-web-3"]\n'
+    assert names(job, vms) == ["db", "web-1"]
+
+
+def test_all_leaves_out_what_is_no_vm():
+    vms = [
+        vm("a"),
+        vm("snap", is_a_snapshot=True, is_a_template=True),
+        vm("template", is_a_template=True),
+        vm("Control domain", is_control_domain=True),
+    ]
+    assert names("[[vms]]\nall = true\n", vms) == ["a"]
+
+
+def test_names_are_matched_whole_and_case_sensitively():
+    assert names('[[vms]]\nname = "web"\n', [vm("web"), vm("web-1"), vm("Web")]) == ["web"]
+
+
+def test_disks_are_excluded_by_position_name_uuid_and_tag():
+    vbds = {f"b{n}": vbd(n, f"d{n}") for n in (0, 1, 2, 10)} | {"cd": vbd(3, "iso", "CD")}
+    vdis = {
+        "d0": vdi("root"),
+        "d1": vdi("scratch-1"),
+        "d2": vdi("logs", "skip"),
+        "d10": vdi("data", cbt=True),
+        "iso": vdi("iso"),
+    }
+    vms = {"ref": vm("db", vbds=("b10", "b2", "b1", "b0", "cd"))}
+    job = parse_job(HEAD + '[[vms]]\nname = "db"\nexclude-disks = [0, "scratch*", "skip"]\nmode = "full"\n', "f", "j")
+    (found,) = select_vms(job, vms, vbds, vdis)
+    assert [(disk.position, disk.name, disk.cbt) for disk in found.disks] == [("10", "data", True)]
+    assert [disk.position for disk in found.excluded_disks] == ["0", "1", "2"]
+    assert found.backup.mode == "full"
+    assert found.backup.strategy == "cbt"
