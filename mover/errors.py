@@ -97,6 +97,12 @@ class PoolError(MoverError):
     exit_code = 23
 
 
+class HookError(MoverError):
+    """A command of the job failed, and the job says that this fails the VM."""
+
+    exit_code = 24
+
+
 class VerifyError(MoverError):
     """Damage was found."""
 

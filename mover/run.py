@@ -130,7 +130,6 @@ def refuse_unsupported(job: Job) -> None:
         "encryption (passphrase-…)": bool(
             job.store.passphrase_file or job.store.passphrase_env or job.store.passphrase_command
         ),
-        "[hooks]": bool(job.hooks.pre_snapshot or job.hooks.post_snapshot),
         "[retention]": any(dataclasses.astuple(job.retention)),
         "[report]": any(dataclasses.astuple(job.report)),
     }
@@ -231,6 +230,7 @@ def _session(
         pace=Pace(job.limits.read_rate),
         disks=asyncio.Semaphore(job.limits.disks_per_host),
         nbd_connections=job.limits.nbd_connections,
+        hooks=job.hooks,
         emit=emit,
     )
 

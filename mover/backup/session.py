@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from mover.backup.tags import Owner
 from mover.events import Emit
+from mover.job import HooksSection
 from mover.pipeline.pace import Pace
 from mover.store import Store, Writer
 from protocol.arena import Arena
@@ -38,6 +39,7 @@ class Session:
     pace: Pace
     disks: asyncio.Semaphore
     nbd_connections: int
+    hooks: HooksSection
     emit: Emit
 
     async def in_thread(self, work: Callable[[], T]) -> T:

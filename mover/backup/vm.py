@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mover.backup import metadata, snapshot
 from mover.backup.base import Base, NoBase, find_base
 from mover.backup.disk import LiveDisk, back_up_disk
+from mover.backup.hooks import around_snapshot
 from mover.backup.session import Session
 from mover.errors import NoIncrementalError
 from mover.events import Note
@@ -39,14 +40,15 @@ async def _snapshot_and_copy(
     session: Session, vm: SelectedVm, points: Sequence[Point], *, keep_base: bool
 ) -> tuple[PointRecord, snapshot.Snapshot]:
     cbt_reasons = await _enable_cbt(session, vm)
-    taken, unquiesced = await snapshot.take(
-        session.pool,
-        vm.ref,
-        session.owner.snapshot_name(session.run),
-        session.owner.tags(vm=vm.uuid, run=session.run),
-        [disk.vdi for disk in vm.excluded_disks],
-        quiesce=vm.backup.quiesce,
-    )
+    async with around_snapshot(session, session.hooks, vm):
+        taken, unquiesced = await snapshot.take(
+            session.pool,
+            vm.ref,
+            session.owner.snapshot_name(session.run),
+            session.owner.tags(vm=vm.uuid, run=session.run),
+            [disk.vdi for disk in vm.excluded_disks],
+            quiesce=vm.backup.quiesce,
+        )
     if unquiesced:
         _warn(session, vm, f"no quiesced snapshot ({unquiesced}): took a regular one")
     return await _copy(session, vm, taken, points, cbt_reasons, keep_base=keep_base), taken

@@ -1,12 +1,21 @@
 """Job files: what to back up, from where, to where, and how."""
 
 from mover.job.load import load_job, parse_job
-from mover.job.model import BackupSection, Job, LimitsSection, PoolSection, ScheduleSection, SelectorSection
+from mover.job.model import (
+    BackupSection,
+    HooksSection,
+    Job,
+    LimitsSection,
+    PoolSection,
+    ScheduleSection,
+    SelectorSection,
+)
 from mover.job.secrets import read_secret
 from mover.job.select import SelectedDisk, SelectedVm, select_vms
 
 __all__ = [
     "BackupSection",
+    "HooksSection",
     "Job",
     "LimitsSection",
     "PoolSection",
