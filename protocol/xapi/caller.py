@@ -122,18 +122,20 @@ class Caller:
                 await self._log_in()
             return self.session or Secret("")
 
-    async def close(self, *others: Secret | None) -> None:
-        """Log out of this session and `others`, within bounds, whatever state the connection is in."""
-        try:
+    async def log_out(self, session: Secret) -> None:
+        """End a session, this one or another, within bounds and whatever state the connection is in."""
+        channel = self._channel
+        with suppress(ProtocolError, TimeoutError):
             async with asyncio.timeout(AFTERMATH), self._turn:
-                for session in (*others, self.session):
-                    if session is not None:
-                        with suppress(ProtocolError):
-                            await self._log_out(session)
-        except TimeoutError:
-            pass
+                await self._in_thread(lambda: channel.call("session.logout", (session,), AFTERMATH / 2), AFTERMATH / 2)
+
+    async def close(self) -> None:
+        """Log out and hang up."""
+        session, self.session = self.session, None
+        try:
+            if session is not None:
+                await self.log_out(session)
         finally:
-            self.session = None
             self._channel.abort()
             self._executor.submit(self._channel.close)
             self._executor.shutdown(wait=False)
@@ -151,7 +153,13 @@ class Caller:
                 raise
 
     async def _log_in(self) -> None:
-        self.session = await self._in_thread(self._log_in_at_master, _MAX_HOPS * self.patience.call)
+        landed: list[Secret] = []
+        try:
+            self.session = await self._in_thread(self._log_in_at_master, _MAX_HOPS * self.patience.call, landed)
+        except asyncio.CancelledError:
+            # A session made meanwhile has to be ended: the pool keeps it for a day otherwise.
+            self.session = landed[0] if landed else None
+            raise
 
     def _log_in_at_master(self) -> Secret:
         for _ in range(_MAX_HOPS):
@@ -170,10 +178,6 @@ class Caller:
         except ValueError as error:
             raise PoolUnreachableError(str(self.address), f"its master is at no usable address: {error}") from None
         self._channel = Channel(address, self.trust, self.patience.connect)
-
-    async def _log_out(self, session: Secret) -> None:
-        channel = self._channel
-        await self._in_thread(lambda: channel.call("session.logout", (session,), AFTERMATH / 2), AFTERMATH / 2)
 
     async def _in_thread(self, work: Callable[[], T], silence: float, landed: list[Any] | None = None) -> T:
         running = asyncio.get_running_loop().run_in_executor(self._executor, work)

@@ -106,6 +106,7 @@ class ExportStream:
             chunk, _ = await self._content.readchunk()
         except (aiohttp.ClientError, OSError) as error:
             # A wrapper that hangs up rudely after the last byte is no failure if the task is none.
+            self._response.close()
             await self._task.success_after(connection_error(error, None, self._what))
             return b""
         return chunk

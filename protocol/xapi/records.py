@@ -15,7 +15,7 @@ import msgspec
 from protocol.errors import FormatError
 
 NULL_REF = "OpaqueRef:NULL"
-Bytes = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
 def is_null(ref: str) -> bool:

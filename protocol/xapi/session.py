@@ -231,9 +231,12 @@ async def connect(
             raise FormatError("pool record", "its master is not among its hosts")
         yield Pool(caller, watcher, record, hosts)
     finally:
-        watcher.stop()
+        blocked = watcher.stop()
         try:
+            if blocked is not None:
+                await caller.log_out(blocked)
             await asyncio.wait({watching}, timeout=AFTERMATH)
         finally:
+            watcher.abort()
             executor.shutdown(wait=False)
-            await caller.close(watcher.session)
+            await caller.close()

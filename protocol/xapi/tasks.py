@@ -22,6 +22,7 @@ from protocol.xapi.records import TaskRecord, parse_task
 _ROUND = 30.0
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 10.0
+_FAREWELL = 5.0
 
 _START_AGAIN = frozenset({"EVENTS_LOST", "EVENT_FROM_TOKEN_PARSE_FAILURE"})
 
@@ -66,7 +67,8 @@ class TaskWatcher:
         self._wanted = threading.Event()
         self._stopped = threading.Event()
         self._channel: Channel | None = None
-        self.session: Secret | None = None
+        self._session: Secret | None = None
+        self._blocked: Secret | None = None
 
     def watch(self, task: str, progress: Progress | None = None) -> Watch:
         """Begin to watch. What ended before is not seen: look at the task's record once after this."""
@@ -80,10 +82,14 @@ class TaskWatcher:
         if not self._watches and not self._stopped.is_set():
             self._wanted.clear()
 
-    def stop(self) -> None:
-        """Make `run` return soon."""
+    def stop(self) -> Secret | None:
+        """Make `run` return. It may be blocked with the session that this returns: logging that out wakes it."""
         self._stopped.set()
         self._wanted.set()
+        return self._blocked
+
+    def abort(self) -> None:
+        """Make a `run` return that could not be woken."""
         if (channel := self._channel) is not None:
             channel.abort()
 
@@ -104,15 +110,21 @@ class TaskWatcher:
                 self._hang_up()
                 self._stopped.wait(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
-        if self._channel is not None:
-            self._channel.close()
+        self._log_out()
 
     def _round(self, token: str) -> str:
         if self._channel is None:
             self._channel = self._connect()
-        if self.session is None:
-            self.session = self._login(self._channel)
-        answer = self._channel.call("event.from", (self.session, ["task"], token, _ROUND), _ROUND + self._timeout)
+        if self._session is None:
+            self._session = self._login(self._channel)
+        # In this order, so that `stop` either is seen here or sees that this is blocked.
+        self._blocked = self._session
+        if self._stopped.is_set():
+            return token
+        try:
+            answer = self._channel.call("event.from", (self._session, ["task"], token, _ROUND), _ROUND + self._timeout)
+        finally:
+            self._blocked = None
         match answer:
             case {"events": list(events), "token": str(newer)}:
                 seen = [event for event in map(_task_of_event, events) if event is not None]
@@ -125,7 +137,13 @@ class TaskWatcher:
     def _hang_up(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        self._channel, self.session = None, None
+        self._channel, self._session = None, None
+
+    def _log_out(self) -> None:
+        if self._channel is not None and self._session is not None:
+            with suppress(ProtocolError):
+                self._channel.call("session.logout", (self._session,), _FAREWELL)
+        self._hang_up()
 
     def _tell(self, seen: list[tuple[str, TaskRecord | None]]) -> None:
         for ref, task in seen:

@@ -49,9 +49,12 @@ def fingerprint_of_pem(pem: str) -> bytes:
     if len(pem) > _MAX_PEM or start < 0 or stop < 0:
         raise FormatError("PEM certificate", "no certificate in it")
     try:
-        return fingerprint(ssl.PEM_cert_to_DER_cert(pem[start : stop + len(end)]))
+        certificate = ssl.PEM_cert_to_DER_cert(pem[start : stop + len(end)])
     except ValueError as error:
         raise FormatError("PEM certificate", str(error)) from None
+    if not certificate.startswith(b"\x30"):
+        raise FormatError("PEM certificate", "not an ASN.1 sequence")
+    return fingerprint(certificate)
 
 
 @dataclass(frozen=True, slots=True)
