@@ -35,9 +35,7 @@ def run_lock(job: str) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             who = f" (process {holder})" if holder else ""
-            raise BusyError(
-                f"another run of the job {job} is active{who}", "wait for its end, or stop it"
-            ) from None
+            raise BusyError(f"another run of the job {job} is active{who}", "wait for its end, or stop it") from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield

@@ -42,8 +42,8 @@ _SECTIONS = {
 _JOB_HEAD = """# The job file
 
 TOML. Sizes are `"64KiB"`, `"4MiB"`, `"2TiB"` or bytes; durations `"30s"`, `"10m"`, `"7d"` or seconds. Secrets never
-stand in the file itself: each comes from exactly one of a file, an environment variable or a command. Whatever is wrong is
-said at once, each with file, line, column, key, what was found and what is allowed, and ends with exit code 2.
+stand in the file itself: each comes from exactly one of a file, an environment variable or a command. All that is
+wrong is said at once, each with file, line, column, key, what was found and what is allowed, with exit code 2.
 
 [job.example.toml](job.example.toml) shows every section. This page is made from the code by `tests/tools/make_docs.py`.
 
