@@ -68,7 +68,7 @@ def decode(location: str, data: bytes) -> Config:
         raise _damaged(location, "it is no JSON") from error
     if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
         raise _damaged(location, "it is not the description of a mover store")
-    if fields.pop("check", None) != _check(fields):
+    if _canonical(fields) != data or fields.pop("check", None) != _check(fields):
         raise _damaged(location, "its checksum does not match")
     version, features = fields.get("version"), fields.get("features")
     if version != VERSION:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
@@ -50,35 +50,33 @@ class IndexView:
 
     def contains(self, ids: Sequence[bytes]) -> list[bool]:
         """For each id, whether its record is stored in a pack that is as long as it should be."""
-        keys = segments.keys_of(b"".join(ids))
-        known = np.zeros(len(keys), np.bool_)
-        left = np.arange(len(keys))
-        for loaded in self.segments:
-            rows = self._usable_rows(loaded, keys[left])
-            hit = rows >= 0
-            if hit.any():
-                known[left[hit]] = True
-                left = left[~hit]
-                if not len(left):
-                    break
+        known = np.zeros(len(ids), np.bool_)
+        for _, found, _ in self.find(ids):
+            known[found] = True
         return known.tolist()
 
     def locate(self, ids: Sequence[bytes]) -> list[Location | None]:
         """Where each id's record is; None for those that are not stored."""
         places: list[Location | None] = [None] * len(ids)
+        for number, found, rows in self.find(ids):
+            segment = self.segments[number].segment
+            entries = segment.rows[["pack", "offset", "length", "meta"]][rows].tolist()
+            for at, (pack, offset, length, meta) in zip(found.tolist(), entries, strict=True):
+                places[at] = Location(segment.packs[pack].name, offset, length, meta)
+        return places
+
+    def find(self, ids: Sequence[bytes]) -> Iterator[tuple[int, I64, I64]]:
+        """Segment by segment that has some of `ids`: its number, which of them, and their rows in it."""
         keys = segments.keys_of(b"".join(ids))
-        left = np.arange(len(keys))
-        for loaded in self.segments:
+        left: I64 = np.arange(len(keys), dtype=np.int64)
+        for number, loaded in enumerate(self.segments):
+            if not len(left):
+                return
             rows = self._usable_rows(loaded, keys[left])
             hit = rows >= 0
             if hit.any():
-                entries = loaded.segment.rows[["pack", "offset", "length", "meta"]][rows[hit]].tolist()
-                for at, (pack, offset, length, meta) in zip(left[hit].tolist(), entries, strict=True):
-                    places[at] = Location(loaded.segment.packs[pack].name, offset, length, meta)
+                yield number, left[hit], rows[hit]
                 left = left[~hit]
-                if not len(left):
-                    break
-        return places
 
     def _usable_rows(self, loaded: Loaded, keys: U64) -> I64:
         rows = loaded.segment.find(keys)
@@ -90,6 +88,14 @@ class IndexView:
                 known &= loaded.usable.take(packs, mode="clip") if len(loaded.usable) else False
             rows[hits[~known]] = -1
         return rows
+
+    def whereabouts(self, id: bytes) -> PackName | None:
+        """The pack that should hold a record which `find` does not find, if any segment knows."""
+        for loaded in self.segments:
+            (row,) = loaded.segment.find(segments.keys_of(id)).tolist()
+            if row >= 0 and (number := int(loaded.segment.rows["pack"][row])) < len(loaded.segment.packs):
+                return loaded.segment.packs[number].name
+        return None
 
     def adding(self, loaded: Loaded) -> IndexView:
         """This view and one more segment; those it replaces are gone from it."""

@@ -94,8 +94,10 @@ class Records:
         if len(located) < len(ids):
             missing = ids[places.index(None)]
             damaged = "".join(f"; {key}: {reason}" for key, reason in self._index.view.damaged)
+            pack = self._index.view.whereabouts(missing)
+            where = f"; {pack.key} should, but is missing or has a wrong length" if pack is not None else ""
             raise StoreDamagedError(
-                f"no usable pack of {self._backend.location} holds the record {missing.hex()}{damaged}",
+                f"no usable pack of {self._backend.location} holds the record {missing.hex()}{where}{damaged}",
                 "`mover verify` names every restore point that needs it",
             )
         return located

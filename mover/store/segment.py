@@ -76,13 +76,12 @@ class Segment:
             position = first[rows].astype(np.int64)
         else:
             start = self.fence[(prefix >> np.uint64(64 - _bits(self.fence))).astype(np.int64)]
-            spots = start[:, None] + np.arange(self.window, dtype=np.uint32)
-            equal = self.prefix.take(spots, mode="clip") == prefix[:, None]
+            spots: I64 = start[:, None].astype(np.int64) + np.arange(self.window, dtype=np.int64)
+            equal = self.prefix[np.minimum(spots, len(self.prefix) - 1)] == prefix[:, None]
             rows = np.flatnonzero(equal.any(axis=1))
             position = start[rows] + equal[rows].argmax(axis=1)
         if not len(rows):
             return found
-        # `take` clipped what lay past the end; so does this.
         position = np.minimum(position, len(self.prefix) - 1)
         same = (self.rows["rest"][position] == keys[rows, 1:]).all(axis=1)
         found[rows[same]] = position[same]

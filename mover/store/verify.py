@@ -1,15 +1,28 @@
-"""Checking a store: everything that restore points need, or everything there is."""
+"""Checking a store: what restore points need, or everything there is, and who suffers from damage."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
+from mover.errors import StoreDamagedError
+from mover.store import segment as segments
 from mover.store.backend import Backend
-from mover.store.identity import Identity
-from mover.store.index import IndexView
-from mover.store.pages import PageCache
+from mover.store.identity import ZERO_ID, Identity
+from mover.store.index import IndexView, Loaded, split_ids
+from mover.store.names import PACKS, PackName, parse_pack
+from mover.store.page import root_level
+from mover.store.pages import PageCache, count_chunks
 from mover.store.point import Point
+from mover.store.scrub import Entry, PackReport, Scrub
+
+# Of damage of one kind, this many pieces are told apart; who has more does not read on.
+_MOST = 1000
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,185 @@ class Verification:
     chunk_size: int
     deep: bool
     progress: Callable[[int, int], None] | None
+    _marks: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    _lost: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    _done: int = 0
 
     def run(self, wanted: Sequence[Point], all_points: Sequence[Point], *, everything: bool) -> Iterator[Damage]:
-        """Yield what is damaged."""
-        yield from ()
+        """Check what `wanted` needs, or `everything`, and yield what is damaged, with those of `all_points` it hits."""
+        self._marks = [np.zeros(len(loaded.segment), np.bool_) for loaded in self.view.segments]
+        if everything:
+            yield from self._index_damage()
+        for point in wanted:
+            self._mark(point)
+        reports = [report for report in self._scrub(everything) if report.bad or report.reason]
+        bad = {id: "" for report in reports for id in report.bad}
+        for id in self._lost:
+            bad.setdefault(id, "")
+        suffering = _Suffering(self.cache, self.chunk_size, set(bad)).of(all_points) if bad else {}
+        for report in reports:
+            hit = {point for id in report.bad for point in suffering.get(id, ())}
+            yield Damage(report.name.key, str(report), tuple(sorted(hit)))
+        yield from self._losses({id for report in reports for id in report.bad}, suffering)
+
+    def _losses(self, reported: set[bytes], suffering: dict[bytes, set[str]]) -> Iterator[Damage]:
+        """What is needed and found nowhere, by the object that should hold it."""
+        by_object: dict[tuple[str, str], set[str]] = {}
+        for id, about in self._lost.items():
+            if id not in reported:
+                by_object.setdefault(about, set()).update(suffering.get(id, ()))
+        for (name, reason), points in list(by_object.items())[:_MOST]:
+            yield Damage(name, reason, tuple(sorted(points)))
+
+    def _why(self, id: bytes) -> tuple[str, str]:
+        """The object that should hold a record, and why it does not."""
+        pack = self.view.whereabouts(id)
+        if pack is None:
+            return f"record {id.hex()}", "no pack holds it, as far as the index knows"
+        return pack.key, "it is missing, or has not the length it was published with"
+
+    def _index_damage(self) -> Iterator[Damage]:
+        for key, reason in self.view.damaged:
+            yield Damage(key, f"{reason}; what it lists is stored again when it is seen again", ())
+        for loaded in self.view.segments:
+            if not segments.columns_intact(self.identity, loaded.data):
+                yield Damage(loaded.name.key, "its checksum does not match; it can be made anew from the packs", ())
+
+    def _mark(self, point: Point) -> None:
+        """Mark every record that a point needs; subtrees that are marked already are not entered again."""
+        if point.record.metadata:
+            self._reach([point.record.metadata])
+        for disk in point.record.disks:
+            if disk.root != ZERO_ID:
+                self._mark_below(root_level(count_chunks(disk.size, self.chunk_size)), [disk.root])
+
+    def _mark_below(self, level: int, pages: Sequence[bytes]) -> None:
+        for id in self._reach(pages):
+            try:
+                children = [child for child in split_ids(self.cache.get(level, id)) if child != ZERO_ID]
+            except StoreDamagedError as error:
+                self._lost[id] = (f"record {id.hex()}", str(error))
+                continue
+            if level:
+                self._mark_below(level - 1, children)
+            else:
+                self._reach(children)
+
+    def _reach(self, ids: Sequence[bytes]) -> list[bytes]:
+        """Mark `ids`; returns those that were not marked before. What is in no usable pack is lost."""
+        fresh: list[bytes] = []
+        found = np.zeros(len(ids), np.bool_)
+        for number, which, rows in self.view.find(ids):
+            found[which] = True
+            marks = self._marks[number]
+            fresh += [ids[at] for at in which[~marks[rows]].tolist()]
+            marks[rows] = True
+        for at in np.flatnonzero(~found).tolist():
+            self._lost[ids[at]] = self._why(ids[at])
+        return fresh
+
+    def _scrub(self, everything: bool) -> Iterator[PackReport]:
+        scrub = Scrub(self.backend, self.identity, self.deep)
+        sizes = dict(self.backend.list(PACKS))
+        work = self._all_packs(sizes) if everything else self._marked()
+        total = sum(sizes.values()) if everything else self._marked_bytes()
+
+        expected = self._expected() if everything else {}
+
+        def check(one: tuple[PackName, list[Entry]]) -> tuple[PackReport, int]:
+            name, entries = one
+            if everything:
+                report, size = scrub.pack(name, self._indexed), sizes.get(name.key, 0)
+                if size != expected.get(name, size) and not report.reason:
+                    report.reason = f"it has {size} bytes, the index says {expected[name]}"
+                return report, size
+            return scrub.records(name, entries), sum(entry.length for entry in entries)
+
+        threads = os.cpu_count() or 1
+        with ThreadPoolExecutor(threads, "mover-verify") as pool:
+            while batch := [one for _, one in zip(range(2 * threads), work, strict=False)]:
+                for report, checked in pool.map(check, batch):
+                    self._done += checked
+                    if self.progress is not None:
+                        self.progress(self._done, total)
+                    yield report
+
+    def _all_packs(self, sizes: dict[str, int]) -> Iterator[tuple[PackName, list[Entry]]]:
+        """Every pack there is, and every one there should be."""
+        names = {name for key in sizes if (name := parse_pack(key)) is not None} | set(self._expected())
+        for name in sorted(names):
+            yield name, []
+
+    def _expected(self) -> dict[PackName, int]:
+        """The packs that the index knows, and their lengths."""
+        return {pack.name: pack.size for loaded in self.view.segments for pack in loaded.segment.packs}
+
+    def _indexed(self, name: PackName) -> list[Entry]:
+        """The records of one pack as the index has them."""
+        found: list[Entry] = []
+        for loaded in self.view.segments:
+            for number, pack in enumerate(loaded.segment.packs):
+                if pack.name == name:
+                    found += _entries(loaded, np.flatnonzero(loaded.segment.rows["pack"] == number))
+        return found
+
+    def _marked(self) -> Iterator[tuple[PackName, list[Entry]]]:
+        for loaded, marks in zip(self.view.segments, self._marks, strict=True):
+            rows = np.flatnonzero(marks)
+            packs = loaded.segment.rows["pack"][rows]
+            order = np.argsort(packs, kind="stable")
+            edges = np.flatnonzero(np.diff(packs[order])) + 1
+            for group in np.split(order, edges):
+                if len(group):
+                    name = loaded.segment.packs[int(packs[group[0]])].name
+                    yield name, _entries(loaded, rows[group])
+
+    def _marked_bytes(self) -> int:
+        return sum(
+            int(loaded.segment.rows["length"][marks].sum(dtype=np.int64))
+            for loaded, marks in zip(self.view.segments, self._marks, strict=True)
+        )
+
+
+def _entries(loaded: Loaded, rows: segments.I64) -> list[Entry]:
+    ids = split_ids(loaded.segment.ids(rows).tobytes())
+    columns = loaded.segment.rows[["offset", "length", "meta"]][rows].tolist()
+    return [Entry(offset, length, meta, id) for id, (offset, length, meta) in zip(ids, columns, strict=True)]
+
+
+class _Suffering:
+    """Which points need which damaged records. Only looked for once something is damaged."""
+
+    def __init__(self, cache: PageCache, chunk_size: int, bad: set[bytes]) -> None:
+        self._cache = cache
+        self._chunk_size = chunk_size
+        self._bad = bad
+        self._below: dict[bytes, frozenset[bytes]] = {}
+
+    def of(self, points: Sequence[Point]) -> dict[bytes, set[str]]:
+        """By damaged id, the ids of the points that need it."""
+        hit: dict[bytes, set[str]] = {}
+        for point in points:
+            needed = {point.record.metadata} & self._bad
+            for disk in point.record.disks:
+                if disk.root != ZERO_ID:
+                    needed |= self._needed(root_level(count_chunks(disk.size, self._chunk_size)), disk.root)
+            for id in needed:
+                hit.setdefault(id, set()).add(point.id)
+        return hit
+
+    def _needed(self, level: int, id: bytes) -> frozenset[bytes]:
+        """The damaged records at and below a page."""
+        if id not in self._below:
+            found = {id} & self._bad
+            try:
+                children = set(split_ids(self._cache.get(level, id))) - {ZERO_ID}
+            except StoreDamagedError:
+                children = set()
+            if level:
+                for child in children:
+                    found |= self._needed(level - 1, child)
+            else:
+                found |= children & self._bad
+            self._below[id] = frozenset(found)
+        return self._below[id]

@@ -1,0 +1,138 @@
+"""Checking packs: that they begin and end as they should, and that every record is what its checksum or id says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mover.errors import StoreIoError
+from mover.store import pack, record
+from mover.store.backend import Backend, ObjectMissingError
+from mover.store.identity import Identity
+from mover.store.names import PackName
+from mover.store.pack import BadPackError
+from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_RAW, PAGE, BadRecordError
+
+_RUN = 4 << 20
+_GAP = 64 << 10
+
+
+class Entry(NamedTuple):
+    """A record to be checked, as a footer or the index describes it."""
+
+    offset: int
+    length: int
+    meta: int
+    id: bytes
+
+
+@dataclass
+class PackReport:
+    """What is wrong with a pack: with itself (`reason`, empty if nothing), and with its records."""
+
+    name: PackName
+    reason: str = ""
+    bad: dict[bytes, str] = field(default_factory=dict)
+    checked: int = 0
+
+    def __str__(self) -> str:
+        parts = [self.reason] if self.reason else []
+        if self.bad:
+            first = next(iter(self.bad.values()))
+            parts.append(f"{len(self.bad)} of {self.checked} records are damaged, the first {first}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Scrub:
+    """Checks packs of one store. Thread-safe."""
+
+    backend: Backend
+    identity: Identity
+    deep: bool
+
+    def pack(self, name: PackName, indexed: Callable[[PackName], Sequence[Entry]]) -> PackReport:
+        """Check a whole pack; its records by its footer, or where that is damaged as far as the index knows them."""
+        report = PackReport(name)
+        try:
+            entries: Sequence[Entry] = self.table(name)
+        except ObjectMissingError:
+            return self._missing(report, indexed(name))
+        except (BadPackError, StoreIoError) as error:
+            report.reason, entries = str(error), indexed(name)
+        self._records(report, entries)
+        return report
+
+    def records(self, name: PackName, entries: Sequence[Entry]) -> PackReport:
+        """Check only some records of a pack."""
+        report = PackReport(name)
+        try:
+            self._records(report, entries)
+        except ObjectMissingError:
+            return self._missing(report, entries)
+        return report
+
+    def table(self, name: PackName) -> list[Entry]:
+        """What the footer of a pack lists. Raises `BadPackError`, `ObjectMissingError`, `StoreIoError`."""
+        size = self.backend.size(name.key)
+        header = self.backend.get(name.key, 0, pack.HEADER_LENGTH)
+        if pack.parse_header(header) != name:
+            raise BadPackError("its header is that of another pack")
+        trailer = self.backend.get(name.key, max(size - pack.TRAILER_LENGTH, 0), pack.TRAILER_LENGTH)
+        start, _ = pack.parse_trailer(trailer, size)
+        footer = pack.parse_footer(self.identity, header, self.backend.get(name.key, start, size - start), size)
+        rows = pack.ENTRY.iter_unpack(footer.entries)
+        return [Entry(offset, length, meta, id) for id, offset, length, meta, _ in rows]
+
+    def _missing(self, report: PackReport, entries: Sequence[Entry]) -> PackReport:
+        report.reason = "it is missing"
+        report.bad = dict.fromkeys((entry.id for entry in entries), "is missing")
+        report.checked = len(entries)
+        return report
+
+    def _records(self, report: PackReport, entries: Sequence[Entry]) -> None:
+        decompressor = record.decompressor()
+        identify = {
+            CHUNK: self.identity.chunk_id,
+            PAGE: self.identity.page_id,
+            BLOB: self.identity.blob_id,
+        }
+        report.checked = len(entries)
+        buffer = memoryview(bytearray(_RUN + MAX_RAW + HEADER_LENGTH))
+        for run in _runs(entries):
+            start = run[0].offset
+            end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_RAW) for entry in run)
+            try:
+                got = self.backend.read_into(report.name.key, start, buffer[: end - start])
+            except StoreIoError as error:
+                report.bad.update((entry.id, f"cannot be read: {error}") for entry in run)
+                continue
+            for entry in run:
+                at = entry.offset - start
+                stored = buffer[at : min(at + HEADER_LENGTH + entry.length, got)]
+                try:
+                    payload = record.payload(stored, entry.id, entry.meta)
+                    if not record.check_sum(stored):
+                        raise BadRecordError("its checksum does not match")
+                    kind = entry.meta >> 24 & 15
+                    if kind not in identify:
+                        raise BadRecordError(f"its kind {kind} is unknown")
+                    if self.deep and identify[kind](record.expand(payload, entry.meta, decompressor)) != entry.id:
+                        raise BadRecordError("its content is not what its id says")
+                except BadRecordError as error:
+                    report.bad[entry.id] = f"at byte {entry.offset}: {error}"
+
+
+def _runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Neighbours that are read together."""
+    run: list[Entry] = []
+    end = 0
+    for entry in sorted(entries):
+        if run and (entry.offset - end > _GAP or entry.offset - run[0].offset > _RUN):
+            yield run
+            run = []
+        run.append(entry)
+        end = entry.offset + HEADER_LENGTH + min(entry.length, MAX_RAW)
+    if run:
+        yield run
