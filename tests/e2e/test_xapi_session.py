@@ -111,6 +111,46 @@ async def test_hosts_that_name_each_other_as_master_are_given_up() -> None:
                 pass
 
 
+async def test_a_host_that_is_no_longer_the_master_sends_any_call_on() -> None:
+    async with raw_pool() as one, raw_pool(host="127.0.0.2", port=one.port) as two:
+        made: list[str] = []
+        two.methods["VM.create"] = lambda record: made.append("vm") or "OpaqueRef:vm"
+        async with joined(one) as pool:
+
+            def refuse(*_: Any) -> str:
+                raise Refused("HOST_IS_SLAVE", "127.0.0.2")
+
+            one.methods["VM.create"] = one.methods["session.login_with_password"] = refuse
+            assert await pool.call("VM.create", {}) == "OpaqueRef:vm"
+            assert pool.address.host == "127.0.0.2"
+        assert made == ["vm"]
+        assert two.sessions == set()
+
+
+async def test_a_login_that_is_cancelled_leaves_no_session() -> None:
+    async with raw_pool() as server:
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def slow(*_: str) -> str:
+            asked.set()
+            await answer.wait()
+            server.sessions.add("OpaqueRef:late")
+            return "OpaqueRef:late"
+
+        async def join() -> None:
+            async with joined(server):
+                pass
+
+        server.methods["session.login_with_password"] = slow
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(join())
+            await asked.wait()
+            task.cancel()
+            answer.set()
+        assert "session.logout" in server.calls
+        assert server.sessions == set()
+
+
 async def test_an_expired_session_is_renewed_and_a_read_repeated() -> None:
     async with raw_pool() as server:
         server.methods["VM.get_all"] = lambda: ["OpaqueRef:vm"]
