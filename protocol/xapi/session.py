@@ -129,15 +129,16 @@ class Pool:
         """Make a pending task of our own, for an HTTP handler to complete. Destroy it with `destroy_task`."""
         made: list[str] = []
         try:
-            return str(await self._caller.call("task.create", (label, ""), landed=made))
+            return str(await self._caller.call("task.create", (label, ""), repeatable=True, landed=made))
         except BaseException:
             await self._give_up(made)
             raise
 
     async def destroy_task(self, task: str) -> None:
         """Destroy a task; it is no error if it is gone or the pool away. A pending one goes when it ends."""
-        with suppress(ProtocolError):
-            await self.call("task.destroy", task, repeatable=True)
+        with suppress(ProtocolError, TimeoutError):
+            async with asyncio.timeout(AFTERMATH):
+                await self.call("task.destroy", task, repeatable=True)
 
     async def renewed_session(self, expired: Secret) -> Secret:
         """Return a session's reference that is not the `expired` one."""

@@ -72,7 +72,14 @@ class Trust:
 
     @classmethod
     def ca(cls, file: Path) -> Trust:
-        """Believe what the authorities (or self-signed certificates) in a PEM file signed, for the name asked for."""
+        """Believe what the authorities (or self-signed certificates) in a PEM file signed, for the name asked for.
+
+        Raises ValueError if the file cannot be read or holds no certificate.
+        """
+        try:
+            ssl.create_default_context(cafile=str(file))
+        except OSError as error:
+            raise ValueError(f"no certificates in {file}: {error.strerror or error}") from None
         return cls(ca_file=file)
 
     @classmethod

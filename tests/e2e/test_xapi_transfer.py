@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from protocol.errors import PoolCertificateError, PoolUnreachableError, TransferError, XapiError
 from protocol.secret import Secret
@@ -36,6 +38,7 @@ FAILED = (
     b"[opterr=VDI not detached cleanly];  ]</body></html>"
 )
 DISK = bytes(range(256)) * 8192
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy")
 QUICK = Patience(connect=5, call=5, task=20, attempts=3, first_wait=0.01, longest_wait=0.02)
 
 
@@ -69,6 +72,12 @@ async def pieces(data: bytes, size: int = 100_000) -> AsyncIterator[memoryview]:
 
 def pin(certificate: Certificate) -> str:
     return format_fingerprint(fingerprint(certificate.der))
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """Both loops: they differ in how they tell of connections that end badly."""
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
 
 
 # --- downloads
@@ -270,19 +279,22 @@ async def test_silence_ends_a_download() -> None:
                     await read_all(transfers)
 
 
-async def test_hanging_up_early_is_no_error() -> None:
+@pytest.mark.parametrize("tls", [False, True])
+async def test_hanging_up_early_is_no_error(tmp_path: Path, tls: bool) -> None:
     hung_up = asyncio.Event()
-    async with raw_pool() as server:
+    certificate = make_certificate(tmp_path, "host") if tls else None
+    async with raw_pool(certificate) as server:
 
         async def export(request: Request) -> None:
-            with suppress(ConnectionError):
-                await request.answer(OK + DISK)
-                assert await request.reader.read() == b""
+            with suppress(ConnectionError, ssl.SSLError):
+                await request.answer(OK)
+                while True:
+                    await request.answer(DISK)
             hung_up.set()
             await server.end_task(request.query["task_id"], "failure", error=["VDI_IO_ERROR", "Device I/O errors"])
 
         server.handlers[EXPORT] = export
-        async with joined(server) as (_, transfers):
+        async with joined(server, Trust.pinned(pin(certificate)) if certificate else None) as (_, transfers):
             async with transfers.export_vdi("OpaqueRef:v", format="vhd") as stream:
                 assert await stream.read(512) == DISK[:512]
                 await stream.abandon()

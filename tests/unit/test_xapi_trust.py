@@ -87,6 +87,13 @@ def test_nothing_is_unverified_without_a_pin(tmp_path: Path) -> None:
     assert isinstance(Trust.pinned(f"sha256:{HEX}").for_aiohttp("h"), aiohttp.Fingerprint)
 
 
+def test_a_file_without_certificates(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("nothing")
+    for file in (tmp_path / "empty.pem", tmp_path / "missing.pem"):
+        with pytest.raises(ValueError, match="no certificates in"):
+            Trust.ca(file)
+
+
 def test_a_member_shows_its_own_certificate_only() -> None:
     one, two = (Address("https", name, 443) for name in ("one", "two"))
     trust = Trust.pinned(f"sha256:{HEX}").with_host("two", hashlib.sha256(b"y").digest())
