@@ -15,7 +15,7 @@ from mover.errors import StoreDamagedError
 from mover.store import segment as segments
 from mover.store.backend import Backend, ObjectMissingError
 from mover.store.identity import ID_LENGTH, Identity
-from mover.store.names import CONDEMNED, INDEX, PACKS, PackName, SegmentName, parse_segment
+from mover.store.names import INDEX, PACKS, PackName, SegmentName, parse_segment
 from mover.store.segment import I64, U64, BadSegmentError, Segment
 
 # A merge that replaces segments while they are being opened makes one start over; each time it has made progress.
@@ -148,12 +148,8 @@ class Index:
 
 
 def load(backend: Backend, identity: Identity) -> IndexView:
-    """Open all segments. Condemned packs are listed before the segments: the order that makes deleting safe."""
+    """Open all segments."""
     for _ in range(_TRIES):
-        condemned = {key for key, _ in backend.list(CONDEMNED)}
-        if condemned:
-            # Nothing condemns packs yet; a store where something does is one this version must not write to.
-            raise StoreDamagedError(f"{backend.location} holds condemned packs, which this version does not know")
         try:
             return _open_all(backend, identity)
         except ObjectMissingError:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import unquote, urlsplit
 
-from mover.errors import NotFoundError, StoreDamagedError, StoreMissingError, UsageError
+from mover.errors import FormatTooNewError, NotFoundError, StoreDamagedError, StoreMissingError, UsageError
 from mover.store import config as configs
 from mover.store import point as points
 from mover.store.backend import Backend, ObjectMissingError
@@ -15,7 +15,7 @@ from mover.store.config import Config
 from mover.store.directory import DirectoryBackend
 from mover.store.identity import Identity
 from mover.store.index import Index
-from mover.store.names import POINTS, STORE, PointName, parse_point
+from mover.store.names import CONDEMNED, POINTS, STORE, PointName, parse_point
 from mover.store.pages import PageCache
 from mover.store.point import BadPointError, Point
 from mover.store.reader import DiskReader
@@ -85,6 +85,9 @@ class Store:
     def writer(self) -> Writer:
         """Begin to write. One writer serves a whole run with all its threads; use it as a context manager."""
         self._backend.tidy()
+        # This order, condemned packs before the index, is what makes deleting safe.
+        if next(self._backend.list(CONDEMNED), None) is not None:
+            raise FormatTooNewError(f"{self.location} is being pruned in a way this program lacks", "use a newer mover")
         self._index.reload()
         return Writer(self._backend, self._identity, self.config, self._index, self._records, self._cache)
 

@@ -105,6 +105,9 @@ class Writer:
         """Begin the tree of a disk of `size` bytes. `base` is the root of the content that chunks not put are taken
         from, `compare` one to count differences with; their sizes are in bytes. See `Tree`.
         """
+        if not self._packs.ids.isdisjoint((base or b"", compare or b"")):
+            # A tree of this very run: it is read through the index like any other.
+            self.flush()
         return Tree(
             size,
             self._config.chunk_size,
