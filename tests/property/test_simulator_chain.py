@@ -1,0 +1,189 @@
+"""The simulator's disks and CBT logs against plain bytes and sets of granules."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mover.simulator.storage import Disks, StorageError
+
+GRANULE = 64 << 10
+SIZE = 12 * GRANULE
+LIVE = "live"
+
+
+def bits(bitmap: bytes) -> set[int]:
+    return {n for n in range(len(bitmap) * 8) if bitmap[n // 8] & (0x80 >> n % 8)}
+
+
+class Chains(RuleBasedStateMachine):
+    """A live disk, its snapshots and clones; every state is known as bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+        self.disks = Disks(Path(self._folder.name))
+        self.disks.create(LIVE, SIZE)
+        self.disks.enable_cbt(LIVE)
+        self.content: dict[str, bytes] = {LIVE: bytes(SIZE)}
+        self.order: list[str] = []  # tracked snapshots, oldest first
+        self.written: list[set[int]] = []  # granules written before each of them, and at last since the newest
+        self.since: set[int] = set()
+        self.made = 0
+
+    def teardown(self) -> None:
+        self.disks.close()
+        self._folder.cleanup()
+
+    @rule(offset=st.integers(0, SIZE - 1), length=st.integers(1, 3 * GRANULE), fill=st.integers(0, 3))
+    def write(self, offset: int, length: int, fill: int) -> None:
+        size = len(self.content[LIVE])
+        length = min(length, size - offset)
+        self.disks.write(LIVE, offset, bytes([fill]) * length)
+        content = bytearray(self.content[LIVE])
+        content[offset : offset + length] = bytes([fill]) * length
+        self.content[LIVE] = bytes(content)
+        self.since |= set(range(offset // GRANULE, -(-(offset + length) // GRANULE)))
+
+    @rule()
+    def snapshot(self) -> None:
+        self.made += 1
+        name = f"snapshot-{self.made}"
+        try:
+            self.disks.snapshot(LIVE, name)
+        except StorageError as error:
+            assert error.code == 109
+            return
+        self.content[name] = self.content[LIVE]
+        self.order.append(name)
+        self.written.append(self.since)
+        self.since = set()
+
+    @precondition(lambda self: self.order)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self.order))
+        at = self.order.index(name)
+        del self.content[name], self.order[at]
+        gone = self.written.pop(at)
+        if at < len(self.written):
+            self.written[at] |= gone
+        else:
+            self.since |= gone
+        self.disks.delete(name)
+
+    @rule(granules=st.integers(0, 2))
+    def grow(self, granules: int) -> None:
+        size = len(self.content[LIVE]) + granules * GRANULE
+        self.disks.resize(LIVE, size)
+        self.content[LIVE] = self.content[LIVE].ljust(size, b"\0")
+
+    @precondition(lambda self: self.order)
+    @rule(data=st.data(), fill=st.integers(1, 9))
+    def clone(self, data: st.DataObject, fill: int) -> None:
+        source = data.draw(st.sampled_from(self.order))
+        self.made += 1
+        name = f"clone-{self.made}"
+        self.disks.clone(source, name)
+        self.disks.write(name, 100, bytes([fill]) * 200)
+        content = bytearray(self.content[source])
+        content[100:300] = bytes([fill]) * 200
+        self.content[name] = bytes(content)
+        assert not self.disks.cbt_enabled(name)
+
+    @rule()
+    def restart(self) -> None:
+        self.disks.close()
+        self.disks = Disks(Path(self._folder.name))
+
+    @invariant()
+    def every_disk_reads_back(self) -> None:
+        for name, content in self.content.items():
+            assert self.disks.size(name) == len(content)
+            assert self.disks.read(name, 0, len(content)) == content
+
+    @invariant()
+    def logs_name_what_was_written_in_between(self) -> None:
+        for older in range(len(self.order)):
+            expected: set[int] = set()
+            for newer in range(older + 1, len(self.order)):
+                expected |= self.written[newer]
+                assert bits(self.disks.changed_blocks(self.order[older], self.order[newer])) == expected
+            assert bits(self.disks.changed_blocks(self.order[older], LIVE)) == expected | self.since
+
+
+TestChains = Chains.TestCase
+TestChains.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Disks:
+    disks = Disks(tmp_path)
+    disks.create(LIVE, SIZE)
+    disks.enable_cbt(LIVE)
+    disks.snapshot(LIVE, "a")
+    disks.snapshot(LIVE, "b")
+    return disks
+
+
+@pytest.mark.parametrize(("older", "newer"), [("b", "a"), ("a", "a"), ("a", "other"), ("other", "a")])
+def test_disks_that_are_not_in_one_chain_are_refused(disks: Disks, older: str, newer: str):
+    disks.create("other", SIZE)
+    disks.enable_cbt("other")
+    with pytest.raises(StorageError) as caught:
+        disks.changed_blocks(older, newer)
+    assert caught.value.code == 460
+
+
+def test_switching_cbt_off_cuts_the_chain_for_good(disks: Disks):
+    disks.disable_cbt(LIVE)
+    disks.enable_cbt(LIVE)
+    assert disks.cbt_enabled("b")
+    assert bits(disks.changed_blocks("a", "b")) == set()
+    with pytest.raises(StorageError):
+        disks.changed_blocks("b", LIVE)
+
+
+def test_destroying_the_data_keeps_the_log(disks: Disks):
+    disks.data_destroy("a")
+    disks.write(LIVE, 5 * GRANULE, b"x")
+    assert bits(disks.changed_blocks("a", LIVE)) == {5}
+    with pytest.raises(StorageError):
+        disks.read("a", 0, 1)
+
+
+def test_a_chain_has_thirty_nodes_at_most(tmp_path: Path):
+    disks = Disks(tmp_path)
+    disks.create(LIVE, SIZE)
+    for number in range(29):
+        disks.snapshot(LIVE, f"s{number}")
+    with pytest.raises(StorageError) as caught:
+        disks.snapshot(LIVE, "one too many")
+    assert caught.value.code == 109
+
+
+def test_deleting_snapshots_coalesces_the_chain(tmp_path: Path):
+    disks = Disks(tmp_path)
+    disks.create(LIVE, SIZE)
+    for number in range(100):
+        disks.write(LIVE, number % 12 * GRANULE, bytes([number]) * 10)
+        disks.snapshot(LIVE, f"s{number}")
+        if number:
+            disks.delete(f"s{number - 1}")
+    assert disks.chain_depth(LIVE) <= 3
+    assert disks.read(LIVE, 99 % 12 * GRANULE, 10) == bytes([99]) * 10
+
+
+def test_a_disk_of_a_tebibyte_costs_what_is_in_it(tmp_path: Path):
+    disks = Disks(tmp_path)
+    disks.create(LIVE, 1 << 40)
+    disks.write(LIVE, (1 << 40) - 10, b"0123456789")
+    disks.snapshot(LIVE, "s")
+    assert disks.extents("s") == [((1 << 40) - GRANULE, GRANULE)]
+    assert [run.length for run in disks.runs("s", 0, 1 << 40) if run.descriptor is not None] == [GRANULE]
+    assert sum(path.stat().st_blocks for path in tmp_path.iterdir()) * 512 < 1 << 20
