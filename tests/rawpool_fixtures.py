@@ -80,6 +80,7 @@ class RawPool:
         self._changed = asyncio.Condition()
         self._versions = itertools.count(1)
         self._count = itertools.count(1)
+        self._serving: set[asyncio.Task[None] | None] = set()
         self._log: list[tuple[int, str, str]] = []
         self.hosts = self.hosts or {"OpaqueRef:host": host_record(self.host)}
 
@@ -178,12 +179,15 @@ class RawPool:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        # A handler that waits for ever with its transport paused is reachable from nowhere else, and would be collected.
+        self._serving.add(asyncio.current_task())
         try:
             while await self._one(reader, writer):
                 pass
         except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
             pass
         finally:
+            self._serving.discard(asyncio.current_task())
             writer.close()
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
