@@ -179,7 +179,7 @@ class RawPool:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        # A handler that waits for ever with its transport paused is reachable from nowhere else, and would be collected.
+        # A handler that waits for ever, its transport paused, is reachable from nowhere else and would be collected.
         self._serving.add(asyncio.current_task())
         try:
             while await self._one(reader, writer):
