@@ -158,7 +158,12 @@ class PackWriter:
             raise StoreIoError("this run has written all the packs one run can")
         self._next_seq[kind] = seq + 1
         name = PackName(self._wid, seq, kind)
-        self._open[kind] = _Open(name, self._backend.create(name.key))
+        upload = self._backend.create(name.key)
+        try:
+            self._open[kind] = _Open(name, upload)
+        except BaseException:
+            upload.abort()
+            raise
         return self._open[kind]
 
     def _take(self, kind: int) -> _Open:
