@@ -11,6 +11,7 @@ import struct
 import uuid as uuids
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NoReturn
 
 from protocol.errors import FormatError
@@ -167,7 +168,8 @@ class VhdWriter:
         entries = -(-size // BLOCK_SIZE)
         if not 0 < size <= MAX_SIZE or len(creator) != 4:
             raise ValueError(f"a VHD has 1 to {MAX_SIZE} bytes and a creator of four bytes, not {size}, {creator!r}")
-        if any(not 0 <= left < right for left, right in zip(blocks, [*blocks[1:], entries], strict=True)):
+        bounds = [*blocks, entries]
+        if bounds[0] < 0 or any(left >= right for left, right in pairwise(bounds)):
             raise ValueError("blocks are to be ascending, and within the disk")
         self._size = size
         self._blocks = blocks
