@@ -1,0 +1,212 @@
+"""Any byte that is not what was written is found, or does not matter; it never crashes and never restores wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mover.errors import FormatTooNewError, MoverError, NotFoundError, StoreDamagedError, StoreMissingError
+from mover.store import Damage, Store
+from tests.store_fixtures import CHUNK, back_up, files_of, noise, point_of, restore, small_packs, text, write_disk
+
+# Every so many bytes are flipped; a nightly run flips all.
+STEP = int(os.environ.get("MOVER_FLIP_STEP", "7"))
+
+
+def small_disk(last: int = 0) -> bytes:
+    """Six chunks that take little room, and a short one."""
+    return b"".join(text(number, CHUNK) for number in range(5)) + bytes(CHUNK) + text(last, 300)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
+    """A small store with two points, and their content."""
+    path = tmp_path / "store"
+    store = Store.create(path)
+    points = {back_up(store, small_disk(number), number, f"vm{number}"): small_disk(number) for number in range(2)}
+    for file in files_of(path):
+        file.chmod(0o600)
+    return path, points
+
+
+def judge(path: Path, points: dict[str, bytes]) -> bool:
+    """Whether damage is found. Whatever restores is right, and nothing but our errors comes out."""
+    found = False
+    try:
+        store = Store.open(path)
+        listed, damaged = store.readable_points()
+        found = bool(damaged) or {point.id for point in listed} != set(points)
+        for point in listed:
+            try:
+                assert restore(store, point.id) == points[point.id]
+            except StoreDamagedError:
+                found = True
+        fast, deep = list(Store.open(path).verify()), list(Store.open(path).verify(deep=True))
+        # What one check finds in the packs the other finds, too.
+        assert bool(fast) == bool(deep)
+        return found or bool(fast)
+    except MoverError:
+        return True
+
+
+def test_every_flipped_byte_is_found(stored: tuple[Path, dict[str, bytes]]) -> None:
+    path, points = stored
+    assert not judge(path, points)
+    rng = random.Random(1)
+    for file in files_of(path):
+        intact = file.read_bytes()
+        for at in {*range(rng.randrange(STEP), len(intact), STEP), 0, len(intact) - 1}:
+            changed = bytearray(intact)
+            changed[at] ^= 1 << rng.randrange(8)
+            file.write_bytes(changed)
+            assert judge(path, points), f"byte {at} of {file.relative_to(path)} was flipped, and nobody noticed"
+        file.write_bytes(intact)
+    assert not judge(path, points)
+
+
+def test_truncated_emptied_missing_and_swapped_objects_are_found(stored: tuple[Path, dict[str, bytes]]) -> None:
+    path, points = stored
+    files = files_of(path)
+    for file in files:
+        intact = file.read_bytes()
+        for left in (b"", intact[:1], intact[: len(intact) // 2], intact[:-1], intact + b"\0", bytes(len(intact))):
+            file.write_bytes(left)
+            assert judge(path, points), f"{file.relative_to(path)} was cut to {len(left)} bytes, and nobody noticed"
+        file.unlink()
+        assert judge(path, points), f"{file.relative_to(path)} was removed, and nobody noticed"
+        for other in files:
+            if other != file and other.suffix == file.suffix and other.parts[-4:-2] == file.parts[-4:-2]:
+                shutil.copyfile(other, file)
+                assert judge(path, points), f"{file.relative_to(path)} was replaced, and nobody noticed"
+        file.write_bytes(intact)
+    assert not judge(path, points)
+
+
+def one(path: Path, pattern: str) -> Path:
+    """The first file that matches, writable."""
+    file = sorted(path.glob(pattern))[0]
+    file.chmod(0o600)
+    return file
+
+
+def flip(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+def test_damage_names_the_points_that_suffer(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = Store.create(path)
+    first = back_up(store, noise("a"), 1)
+    both = [back_up(store, noise("b"), 2), back_up(store, noise("b") + noise("a"), 3)]
+    packs = sorted((path / "packs").glob("*/*/000000.d"), key=lambda file: file.parent.name)
+    packs[1].chmod(0o600)
+    flip(packs[1], 5000)
+    for deep in (False, True):
+        (damage,) = Store.open(path).verify(deep=deep)
+        assert (damage.object, damage.points) == (str(packs[1].relative_to(path)), tuple(sorted(both)))
+        assert "1 of 1 records" in damage.reason
+        assert list(Store.open(path).verify([store.point(first)], deep=deep)) == []
+        assert [found.object for found in Store.open(path).verify([store.point(both[1])])] == [damage.object]
+    with pytest.raises(StoreDamagedError, match=damage.object):
+        restore(Store.open(path), both[0])
+    assert restore(Store.open(path), first) == noise("a")
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def end_flipped(file: Path) -> None:
+    flip(file, -1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "harm"),
+    [
+        ("packs/*/*/*.d", emptied),
+        ("packs/*/*/*.d", Path.unlink),
+        ("packs/*/*/*.m", emptied),
+        ("index/0/*", emptied),
+        ("index/0/*", end_flipped),
+        ("index/0/*", Path.unlink),
+    ],
+)
+def test_what_is_lost_is_stored_again(tmp_path: Path, pattern: str, harm: Callable[[Path], None]) -> None:
+    """An empty pack under a good name is no place to deduplicate against."""
+    path = tmp_path / "store"
+    point = back_up(Store.create(path), noise("a") + text("b"))
+    harm(one(path, pattern))
+    with pytest.raises(StoreDamagedError):
+        restore(Store.open(path), point)
+    again = back_up(Store.open(path), noise("a") + text("b"), 1)
+    assert restore(Store.open(path), again) == noise("a") + text("b")
+    assert restore(Store.open(path), point) == noise("a") + text("b"), "the old point is whole again, too"
+
+
+def test_damage_of_verified_points_is_by_pack(stored: tuple[Path, dict[str, bytes]]) -> None:
+    path, points = stored
+    one(path, "packs/*/*/*.d").unlink()
+    store = Store.open(path)
+    found: list[Damage] = [damage for point in points for damage in store.verify([store.point(point)])]
+    assert found
+    assert all(damage.object.startswith("packs/") for damage in found)
+
+
+def test_stores_that_are_not(tmp_path: Path) -> None:
+    with pytest.raises(StoreMissingError):
+        Store.open(tmp_path / "nothing")
+    with pytest.raises(StoreMissingError):
+        Store.open(tmp_path)
+    path = tmp_path / "store"
+    back_up(Store.create(path), b"x")
+    config = one(path, "store.json")
+    text = config.read_bytes()
+    for harm in (b"", b"{", b"[]", b"null", b"1" * 5000, b"{" * 70000, text[:-1], text.replace(b"65536", b"65537")):
+        config.write_bytes(harm)
+        with pytest.raises(StoreDamagedError):
+            Store.open(path)
+    config.unlink()
+    with pytest.raises(StoreDamagedError, match="holds restore points but no"):
+        Store.open(path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("version", 2), ("aead", "aes"), ("features", {"read": ["moon"]})])
+def test_newer_stores_are_left_alone(tmp_path: Path, key: str, value: object) -> None:
+    import json
+
+    from mover.store import config
+
+    Store.create(tmp_path / "store")
+    file = one(tmp_path / "store", "store.json")
+    fields = {**json.loads(file.read_bytes()), key: value}
+    del fields["check"]
+    file.write_bytes(config._canonical({**fields, "check": config._check(fields)}))
+    with pytest.raises(FormatTooNewError):
+        Store.open(tmp_path / "store")
+
+
+def test_chunks_of_wrong_length_do_not_fit(tmp_path: Path) -> None:
+    """A root with another size than it was made for: an error, not other bytes."""
+    store = small_packs(Store.create(tmp_path / "store"))
+    with store.writer() as writer:
+        root = write_disk(writer, noise("a", 3 * CHUNK + 100))
+        writer.commit(point_of(root, 3 * CHUNK + 100))
+    for size in (3 * CHUNK + 101, 3 * CHUNK + 99, 4 * CHUNK):
+        with pytest.raises(StoreDamagedError):
+            store.disk(root, size).read_into(0, memoryview(bytearray(size)))
+    with pytest.raises(ValueError, match="not within"):
+        store.disk(root, 100).read_into(99, memoryview(bytearray(2)))
+
+
+def test_asking_for_points_that_are_not_there(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    for wanted in ("latest", "abc", ""):
+        with pytest.raises(NotFoundError):
+            store.point(wanted)
