@@ -1,180 +1,197 @@
-"""Changed block tracking logs: one per disk, linked in the order of snapshots.
+"""Logs of changed blocks: one per disk, linked from older to newer.
 
-The rules are those of sm's libs/sm/VDI.py and cbtutil.py: the log of a disk holds the granules written since its
-predecessor's snapshot; a snapshot takes the log over and a new, empty one is made for the disk. One byte per granule
-in a mapped file, so that a killed process loses nothing.
+The log of a disk holds what was written since the snapshot before it. A snapshot takes the log over, and the live disk
+starts an empty one; so the log of a snapshot says how it differs from its predecessor. What differs between any two
+disks of a chain is the union of the logs on the way from the older, exclusively, to the newer.
+
+Source: sm libs/sm/VDI.py and cbtutil.py, blktap drivers/block-log.c. The server keeps bits in the other order and
+turns them around when it answers.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from uuid import uuid4
 
-GRANULE = 64 << 10
+import numpy as np
+
+from mover.simulator.granules import GranuleMap, granules
+from protocol.cbt import GRANULE
+
+_FAILED = "Failed to calculate changed blocks for given VDIs. [opterr={}]"
+_INCONSISTENT = "Changed block tracking log is in an inconsistent state. [opterr=Inconsistent bitmaps]"
 
 
 class StorageError(Exception):
-    """An error of the storage manager: `code` is the number in SR_BACKEND_FAILURE_<code>."""
+    """What a storage driver answers. `code` is the number in SR_BACKEND_FAILURE_<code> (sm XE_SR_ERRORCODES.xml)."""
 
     def __init__(self, code: int, message: str) -> None:
-        super().__init__(f"SR_BACKEND_FAILURE_{code}: {message}")
+        super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
 
 
-def granules(size: int) -> int:
-    """How many granules a disk of `size` bytes has."""
-    return -(-size // GRANULE)
+class SavedLog(NamedTuple):
+    """A log without its flags, for persisting; see `_Log`."""
+
+    size: int
+    file: str
+    parent: str | None
+    child: str | None
+    consistent: bool
 
 
 @dataclass
-class Log:
-    """The log of one disk; `parent` and `child` are UUIDs of its neighbours."""
+class _Log:
+    """`parent` and `child` are UUIDs of disks; `consistent` is false after a crash of the host that wrote it.
 
-    path: Path
+    `file` names the flags, whichever disk has the log: taking a log over moves no file, so no kill can lose it.
+    """
+
     size: int
+    file: str
+    changed: GranuleMap
     parent: str | None = None
     child: str | None = None
-    _map: mmap.mmap | None = field(default=None, repr=False)
-
-    @property
-    def dirty(self) -> mmap.mmap:
-        """One byte per granule, 1 where it was written."""
-        if self._map is None:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                os.ftruncate(descriptor, max(granules(self.size), 1))
-                self._map = mmap.mmap(descriptor, 0)
-            finally:
-                os.close(descriptor)
-        return self._map
-
-    def mark(self, offset: int, length: int) -> None:
-        """Note a write, whether it changed anything or not."""
-        first, end = offset // GRANULE, granules(offset + length)
-        self.dirty[first:end] = b"\1" * (end - first)
-
-    def resize(self, size: int) -> None:
-        """Growth itself marks nothing."""
-        self.size = size
-        self.close()
-
-    def merge_into(self, other: Log) -> None:
-        """OR this log into a later one."""
-        mine = self.dirty
-        for first in range(0, granules(self.size), 1 << 16):
-            piece = mine[first : min(first + (1 << 16), granules(self.size))]
-            if any(piece):
-                theirs = other.dirty[first : first + len(piece)]
-                joined = int.from_bytes(piece, "big") | int.from_bytes(theirs, "big")
-                other.dirty[first : first + len(piece)] = joined.to_bytes(len(piece), "big")
-
-    def close(self) -> None:
-        """Unmap."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
-
-    def state(self) -> dict[str, Any]:
-        """What is kept besides the granules."""
-        return {"file": self.path.name, "size": self.size, "parent": self.parent, "child": self.child}
+    consistent: bool = True
 
 
-class Logs:
-    """All logs of an SR. `padding` is how many extra bytes a returned bitmap gets: servers may round up."""
+class CbtLogs:
+    """The logs in `directory`.
 
-    def __init__(self, directory: Path, padding: int = 0) -> None:
-        self.padding = padding
+    The flags are in files; the owner persists the links with `dump`, and calls `sweep` once that is done.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
-        self._logs: dict[str, Log] = {}
-        self._made = 0
+        self._logs: dict[str, _Log] = {}
+        self._dropped: list[_Log] = []
 
-    def state(self) -> dict[str, Any]:
-        """For the state file."""
-        return {uuid: log.state() for uuid, log in self._logs.items()}
+    def __contains__(self, uuid: str) -> bool:
+        return uuid in self._logs
 
-    def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        for uuid, fields in state.items():
-            path = self._directory / fields["file"]
-            self._logs[uuid] = Log(path, fields["size"], fields["parent"], fields["child"])
-            self._made = max(self._made, int(path.stem.rpartition("-")[2]))
+    def enable(self, uuid: str, size: int) -> None:
+        """Start an empty log that is linked to nothing. Nothing happens if there is one."""
+        if uuid not in self._logs:
+            self._logs[uuid] = self._log(size, uuid4().hex)
 
-    def get(self, uuid: str) -> Log | None:
-        """The log of a disk, if it has one."""
-        return self._logs.get(uuid)
+    def disable(self, uuid: str) -> None:
+        """Drop the log of a live disk, which cuts the chain: the logs of its snapshots stay, and end before it."""
+        log = self._logs.pop(uuid, None)
+        if log is not None:
+            self._link(log.parent, None)
+            self._dropped.append(log)
 
-    def create(self, uuid: str, size: int, parent: str | None = None) -> Log:
-        """Begin a log."""
-        self._made += 1
-        log = Log(self._directory / f"log-{self._made}.cbtlog", size, parent)
-        self._logs[uuid] = log
-        return log
+    def mark(self, uuid: str, offset: int, length: int) -> None:
+        """Record that bytes were written, equal to the old ones or not."""
+        log = self._logs.get(uuid)
+        if log is not None and length > 0:
+            log.changed.mark(offset // GRANULE, granules(offset + length))
 
     def snapshot(self, uuid: str, snapshot: str) -> None:
-        """The snapshot takes the disk's log over; the disk gets an empty one."""
+        """The snapshot takes over the log of `uuid`, which starts an empty one."""
         log = self._logs.pop(uuid, None)
         if log is None:
             return
         self._logs[snapshot] = log
+        self._link(log.parent, snapshot)
         log.child = uuid
-        if log.parent and (parent := self._logs.get(log.parent)):
-            parent.child = snapshot
-        self.create(uuid, log.size, parent=snapshot)
+        self.enable(uuid, log.size)
+        self._logs[uuid].parent = snapshot
 
-    def drop(self, uuid: str, *, merge: bool) -> None:
-        """Delete a log. `merge`: into its child, so that the chain stays usable; else the chain is cut here."""
+    def destroy(self, uuid: str) -> None:
+        """Drop the log of a destroyed disk; what it recorded goes into the next one, so the chain holds."""
         log = self._logs.pop(uuid, None)
         if log is None:
             return
-        child = self._logs.get(log.child) if log.child else None
-        parent = self._logs.get(log.parent) if log.parent else None
-        if merge and child is not None:
-            log.merge_into(child)
+        child = self._logs.get(log.child or "")
+        if child is not None and log.size <= child.size:
+            child.changed.merge(log.changed)
             child.parent = log.parent
-            if parent is not None:
-                parent.child = log.child
+            self._link(log.parent, log.child)
         else:
-            if child is not None:
-                child.parent = None
-            if parent is not None:
-                parent.child = None
-        log.close()
-        log.path.unlink(missing_ok=True)
+            self._link(log.parent, None)
+        self._dropped.append(log)
+
+    def resize(self, uuid: str, size: int) -> None:
+        """The disk grew. That sets no flags: what was added reads as zeros until it is written."""
+        log = self._logs.get(uuid)
+        if log is not None:
+            log.changed.resize(granules(size))
+            log.size = size
+
+    def crash(self, uuid: str) -> None:
+        """The host died with the disk open for writing: the log cannot be trusted."""
+        if uuid in self._logs:
+            self._logs[uuid].consistent = False
+
+    def activate(self, uuid: str) -> bool:
+        """Look at the log before the disk is opened for writing. A log that cannot be trusted is dropped: False."""
+        log = self._logs.get(uuid)
+        if log is None or log.consistent:
+            return True
+        self.disable(uuid)
+        return False
 
     def changed(self, older: str, newer: str) -> bytes:
-        """The bitmap of what was written between two snapshots, most significant bit first. Raises `StorageError`."""
+        """One bit for each granule of `newer`, most significant first: what differs between the two.
+
+        Raises StorageError: 460 if they are the same or not in one chain, 459 if the disk shrank on the way.
+        """
         if older == newer:
-            raise _failed("Source and target VDI are same")
-        first, last = self._logs.get(older), self._logs.get(newer)
-        if first is None or last is None:
-            raise _failed("Source and target VDI are unrelated")
-        chain: list[Log] = []
-        at = first.child
-        while at is not None and (log := self._logs.get(at)) is not None:
-            chain.append(log)
-            if at == newer:
-                return self._bitmap(chain, last.size)
-            at = log.child
-        raise _failed("Source and target VDI are unrelated")
+            raise StorageError(460, _FAILED.format("Source and target VDI are same"))
+        target = self._logs.get(newer)
+        if older not in self._logs or target is None:
+            raise StorageError(460, _FAILED.format("Source and target VDI are unrelated"))
+        union = np.zeros(granules(target.size), dtype=np.uint8)
+        for log in self._between(older, newer):
+            if log.size > target.size:
+                raise StorageError(459, _INCONSISTENT)
+            if log.changed.flags is not None:
+                part = union[: len(log.changed)]
+                np.bitwise_or(part, log.changed.flags, out=part)
+        return np.packbits(union).tobytes()
 
-    def _bitmap(self, chain: list[Log], size: int) -> bytes:
-        count = granules(size)
-        bits = bytearray(-(-count // 8) + self.padding)
-        for log in chain:
-            if log.size > size:
-                raise StorageError(
-                    459,
-                    "Changed block tracking log is in an inconsistent state. [opterr=Inconsistent bitmaps]",
-                )
-            dirty, at = log.dirty, -1
-            while (at := dirty.find(b"\1", at + 1)) != -1:
-                bits[at // 8] |= 0x80 >> at % 8
-        return bytes(bits)
+    def dump(self) -> dict[str, SavedLog]:
+        """The links, as plain data."""
+        return {
+            uuid: SavedLog(log.size, log.file, log.parent, log.child, log.consistent)
+            for uuid, log in self._logs.items()
+        }
 
+    def load(self, state: Mapping[str, SavedLog]) -> None:
+        """Take over what `dump` gave and the flags in the files; files of no log are removed."""
+        for uuid, saved in state.items():
+            log = self._log(saved.size, saved.file)
+            log.parent, log.child, log.consistent = saved.parent, saved.child, saved.consistent
+            self._logs[uuid] = log
+        known = {log.file for log in self._logs.values()}
+        for path in self._directory.iterdir():
+            if path.name not in known:
+                path.unlink()
 
-def _failed(reason: str) -> StorageError:
-    return StorageError(460, f"Failed to calculate changed blocks for given VDIs. [opterr={reason}]")
+    def sweep(self) -> None:
+        """Remove the files of dropped logs."""
+        for log in self._dropped:
+            log.changed.remove()
+        self._dropped.clear()
+
+    def _log(self, size: int, file: str) -> _Log:
+        return _Log(size, file, GranuleMap(self._directory / file, granules(size)))
+
+    def _between(self, older: str, newer: str) -> Iterator[_Log]:
+        step = self._logs[older].child
+        while step is not None and step in self._logs:
+            yield self._logs[step]
+            if step == newer:
+                return
+            step = self._logs[step].child
+        raise StorageError(460, _FAILED.format("Source and target VDI are unrelated"))
+
+    def _link(self, parent: str | None, child: str | None) -> None:
+        if parent is not None and parent in self._logs:
+            self._logs[parent].child = child

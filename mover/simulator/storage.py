@@ -1,326 +1,427 @@
-"""Disks of one SR: copy-on-write chains like those of VHD files, with CBT logs, in a folder."""
+"""Disks with snapshot chains, on sparse files, with change logs.
+
+A disk is a leaf of a tree of nodes; each node holds the granules that were written while it was on top. A snapshot
+turns the leaf into a base copy that nobody writes any more and hangs two new, empty leaves under it: one goes on as
+the disk, the other is the snapshot. Nothing is copied then; a write to part of a granule copies that granule.
+
+Everything is in one directory and survives a killed process: the structure in `disks.json`, replaced atomically, the
+content and the maps in files that the kernel has. (A power cut may lose something: this is no production storage.)
+
+Source: sm libs/sm/VDI.py, drivers/FileSR.py, vhdutil.py.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import uuid as uuids
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from uuid import uuid4
 
-import blake3
-import numpy as np
+import msgspec
 
-from mover.simulator.cbt_log import GRANULE, Logs, StorageError, granules
-from mover.simulator.chain import Node, Present, copy_range, data_of
-from protocol.extent import Extent, clip, merge
+from mover.simulator.cbt_log import CbtLogs, SavedLog, StorageError
+from mover.simulator.granules import granules
+from mover.simulator.node import Node, Run, owners, runs
+from mover.simulator.sparse import Digest, copy_range, data_of, digest_file, read_range, split_zeros, write_range
+from protocol.cbt import GRANULE
+from protocol.extent import Extent, clip
 
-__all__ = ["Disks", "Run", "StorageError"]
+__all__ = ["CHAIN_LIMIT", "Disks", "Run", "StorageError", "digest_file"]
 
-_STATE = "disks.json"
-_PIECE = 4 << 20
-_CHAIN_LIMIT = 30
-
-
-class Run(NamedTuple):
-    """`length` bytes that stand at `offset` of the file `descriptor`, or are zeros if it is None."""
-
-    descriptor: int | None
-    offset: int
-    length: int
+CHAIN_LIMIT = 30
 
 
-class _Disk(NamedTuple):
-    leaf: Node | None
+class _SavedNode(msgspec.Struct):
+    parent: str | None
+    size: int
+
+
+class _SavedDisk(msgspec.Struct):
+    node: str | None
+    size: int
+
+
+class _State(msgspec.Struct):
+    nodes: dict[str, _SavedNode]
+    disks: dict[str, _SavedDisk]
+    logs: dict[str, SavedLog]
+
+
+@dataclass
+class _Disk:
+    """`node` is None once the data were destroyed; the size is still known then."""
+
+    node: Node | None
     size: int
 
 
 class Disks:
-    """Disks by UUID. Sizes and offsets in bytes. `coalesce`: merge nodes with a single child at once, as the garbage
-    collector of a real SR does in its own time. Not thread-safe."""
+    """All disks of one storage repository. Sizes and offsets are bytes; disks are named by UUID.
 
-    def __init__(self, directory: Path, *, coalesce: bool = True, cbt_padding: int = 0) -> None:
-        self._directory = directory
-        self._coalesces = coalesce
+    `capacity` bounds the bytes taken by content (StorageError 44 past it). `coalesce` merges base copies that only
+    have another base copy under them; without it chains only grow. `bitmap_padding` appends that many zero bytes to
+    every bitmap of changed blocks.
+    """
+
+    def __init__(self, directory: Path, *, coalesce: bool = True) -> None:
+        self.capacity: int | None = None
+        self.bitmap_padding = 0
+        self._coalesce = coalesce
+        self._state = directory / "disks.json"
+        self._directory = directory / "nodes"
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._logs = CbtLogs(directory / "cbt")
+        self._nodes: dict[str, Node] = {}
         self._disks: dict[str, _Disk] = {}
-        self.logs = Logs(directory, cbt_padding)
-        directory.mkdir(parents=True, exist_ok=True)
+        self._dropped: list[Node] = []
+        self._retired: list[Node] = []
+        self._pins = 0
         self._load()
 
+    def __contains__(self, uuid: str) -> bool:
+        return uuid in self._disks
+
+    # -- disks and snapshots -----------------------------------------------------------------------------------------
+
     def create(self, uuid: str, size: int) -> None:
-        """Make an empty disk."""
-        self._disks[uuid] = _Disk(self._node(None, size), size)
+        """Make a disk that reads as zeros."""
+        if uuid in self._disks:
+            raise StorageError(1200, f"VDI {uuid} exists")
+        if size < 0:
+            raise StorageError(79, "VDI Invalid size")
+        self._disks[uuid] = _Disk(self._new_node(None, size), size)
         self._save()
 
     def delete(self, uuid: str) -> None:
-        """Delete a disk and what only it needed; its CBT log is merged into its successor's."""
-        disk = self._disks.pop(uuid)
-        self.logs.drop(uuid, merge=True)
-        self._drop_leaf(disk.leaf)
+        """Destroy a disk. What its change log recorded goes into the next one."""
+        disk = self._disk(uuid)
+        del self._disks[uuid]
+        self._logs.destroy(uuid)
+        if disk.node is not None:
+            self._drop(disk.node)
         self._save()
 
-    def snapshot(self, uuid: str, snapshot: str) -> None:
-        """Freeze the disk's state under another UUID. Raises `StorageError` 109 if the chain is too long."""
-        disk = self._disk(uuid)
-        if self.chain_depth(uuid) >= _CHAIN_LIMIT:
-            raise StorageError(109, "The snapshot chain is too long")
-        self._disks[snapshot] = _Disk(self._node(disk.leaf, disk.size), disk.size)
-        self._disks[uuid] = _Disk(self._node(disk.leaf, disk.size), disk.size)
-        self.logs.snapshot(uuid, snapshot)
+    def snapshot(self, uuid: str, new_uuid: str) -> None:
+        """Freeze the content of `uuid` under the name `new_uuid`, which takes over the change log."""
+        self._fork(uuid, new_uuid)
+        self._logs.snapshot(uuid, new_uuid)
         self._save()
 
-    def clone(self, uuid: str, clone: str) -> None:
-        """A writable copy that shares what is there. It has no CBT log."""
-        disk = self._disk(uuid)
-        self._disks[clone] = _Disk(self._node(disk.leaf, disk.size), disk.size)
-        self._disks[uuid] = _Disk(self._node(disk.leaf, disk.size), disk.size)
+    def clone(self, uuid: str, new_uuid: str) -> None:
+        """A second disk with the content of `uuid`, and no change log."""
+        self._fork(uuid, new_uuid)
         self._save()
+
+    def data_destroy(self, uuid: str) -> None:
+        """Drop the content of a snapshot and keep its change log. Nothing happens if that was done before."""
+        disk = self._disk(uuid)
+        if disk.node is not None:
+            node, disk.node = disk.node, None
+            self._drop(node)
+            self._save()
 
     def resize(self, uuid: str, size: int) -> None:
-        """Grow a disk. Raises `StorageError` 79 for anything else."""
-        disk = self._disk(uuid)
-        if size < disk.size or disk.leaf is None:
-            raise StorageError(79, "VDI Invalid size [opterr=shrinking not allowed]")
-        disk.leaf.grow(size)
-        self._disks[uuid] = disk._replace(size=size)
-        if log := self.logs.get(uuid):
-            log.resize(size)
+        """Grow a disk; what is added reads as zeros, and is in no change log."""
+        disk, node = self._writable(uuid)
+        if size < disk.size:
+            raise StorageError(110, "VDI resize failed [opterr=shrinking not allowed]")
+        node.resize(size)
+        disk.size = size
+        self._logs.resize(uuid, size)
         self._save()
 
     def size(self, uuid: str) -> int:
-        """Virtual size."""
-        return self._disks[uuid].size
+        """Bytes of the disk."""
+        return self._disk(uuid).size
 
-    def write(self, uuid: str, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write as a guest does: into the top of the chain, and into the CBT log."""
+    def has_data(self, uuid: str) -> bool:
+        """Whether the disk exists and can be read: False after `data_destroy`."""
+        disk = self._disks.get(uuid)
+        return disk is not None and disk.node is not None
+
+    def chain_depth(self, uuid: str) -> int:
+        """How many files a reader of the disk goes through. None of them can be added at CHAIN_LIMIT."""
         disk = self._disk(uuid)
-        leaf, end = disk.leaf, offset + len(data)
-        if leaf is None or offset < 0 or end > disk.size:
-            raise StorageError(46, "The VDI is not available [opterr=write outside of it]")
-        if not data:
-            return
-        for edge in {offset // GRANULE, (end - 1) // GRANULE}:
-            whole = offset <= edge * GRANULE and min((edge + 1) * GRANULE, disk.size) <= end
-            if not whole and not leaf.present[edge]:
-                self._copy_up(disk, leaf, edge)
-        _write_all(leaf.descriptor, data, offset)
-        leaf.present[offset // GRANULE : granules(end)] = True
-        if log := self.logs.get(uuid):
-            log.mark(offset, len(data))
+        return 0 if disk.node is None else len(disk.node.chain())
 
-    def import_file(self, uuid: str, path: Path) -> None:
-        """Write the data of a sparse file, and nothing where it has holes."""
-        with path.open("rb") as file:
-            for start, end in data_of(file.fileno()):
-                for offset in range(start, end, _PIECE):
-                    self.write(uuid, offset, os.pread(file.fileno(), min(_PIECE, end - offset), offset))
+    def physical_utilisation(self, uuid: str) -> int:
+        """Bytes taken by the disk's own file, as storage drivers count: what is in base copies is nobody's."""
+        disk = self._disk(uuid)
+        return 0 if disk.node is None else disk.node.count * GRANULE
+
+    def used(self) -> int:
+        """Bytes taken by all content, base copies included."""
+        return sum(node.count for node in self._nodes.values()) * GRANULE
+
+    # -- content -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Files handed out by `runs` stay open in this block, even if their disks are destroyed meanwhile."""
+        self._pins += 1
+        try:
+            yield
+        finally:
+            self._pins -= 1
+            self._close_retired()
+
+    def runs(self, uuid: str, offset: int, length: int) -> Iterator[Run]:
+        """Where the bytes are: (open file, offset in it, length), or (None, 0, length) for zeros.
+
+        Hold `pinned` if anything is awaited before the last file is read. Raises StorageError.
+        """
+        disk, node = self._readable(uuid)
+        _check_range(disk.size, offset, length)
+        return runs(node.chain(), offset, length)
+
+    def extents(self, uuid: str) -> list[Extent]:
+        """The parts that are in some file of the chain, in whole granules, cut at the disk's size."""
+        disk, node = self._readable(uuid)
+        found = owners(node.chain(), 0, granules(disk.size))
+        return clip(
+            (Extent(first * GRANULE, (end - first) * GRANULE) for first, end, owner in found if owner is not None),
+            disk.size,
+        )
+
+    def files(self, uuid: str) -> list[tuple[str, list[Extent]]]:
+        """The files of the disk's chain, oldest first: a name for each, and what is in it, in whole granules."""
+        _, node = self._readable(uuid)
+        return [(link.name, link.extents()) for link in node.chain()]
 
     def read(self, uuid: str, offset: int, length: int) -> bytes:
-        """The bytes of a disk."""
+        """The bytes themselves."""
         return b"".join(
-            bytes(run.length)
-            if run.descriptor is None
-            else os.pread(run.descriptor, run.length, run.offset).ljust(run.length, b"\0")
+            bytes(run.length) if run.fd is None else read_range(run.fd, run.file_offset, run.length)
             for run in self.runs(uuid, offset, length)
         )
 
-    def runs(self, uuid: str, offset: int, length: int) -> Iterator[Run]:
-        """Where the bytes of a disk stand, in order."""
-        disk = self._disk(uuid)
-        end = min(offset + length, disk.size)
-        first = offset // GRANULE
-        for stop, node in self._owners(disk, first, granules(end)):
-            until = min(stop * GRANULE, end)
-            if until > offset:
-                yield Run(node.descriptor if node else None, offset, until - offset)
-                offset = until
+    def write(self, uuid: str, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write bytes. The change log notes them, equal to the old ones or not. Raises StorageError 44 if full."""
+        disk, node = self._writable(uuid)
+        view = memoryview(data).cast("B")
+        _check_range(disk.size, offset, len(view))
+        if not view:
+            return
+        first, end = offset // GRANULE, granules(offset + len(view))
+        self._make_room(node, first, end)
+        for granule in {first, end - 1}:
+            self._complete(node, granule, offset, offset + len(view))
+        _store(node, offset, view)
+        node.mark(first, end)
+        self._logs.mark(uuid, offset, len(view))
 
-    def extents(self, uuid: str, unit: int = GRANULE) -> list[Extent]:
-        """What is allocated in any node of the chain, in multiples of `unit`, cut at the size."""
-        disk = self._disk(uuid)
-        return clip(self._allocated(disk, unit), disk.size)
+    def import_file(self, uuid: str, path: Path, *, move: bool = False) -> None:
+        """Give an empty disk the content of a file, holes left holes; `move` takes the file itself.
 
-    def differing(self, uuid: str, base: str, unit: int) -> list[Extent]:
-        """What is allocated in any node of one chain that is not a node of the other, in multiples of `unit`."""
-        disk, other = self._disk(uuid), self._disk(base)
-        mine, theirs = list(disk.leaf.chain()) if disk.leaf else [], list(other.leaf.chain()) if other.leaf else []
-        only = [node for node in mine if node not in theirs] + [node for node in theirs if node not in mine]
-        return clip(merge(extent for node in only for extent in _extents_of(node.present, unit)), disk.size)
+        Raises StorageError if the disk has content already, or is smaller than the file.
+        """
+        disk, node = self._writable(uuid)
+        size = path.stat().st_size
+        if any(link.count for link in node.chain()):
+            raise StorageError(1200, "only an empty disk can take over a file")
+        if size > disk.size:
+            raise StorageError(79, "VDI Invalid size")
+        with path.open("rb", buffering=0) as file:
+            data = list(data_of(file.fileno(), size))
+            for extent in data:
+                self._make_room(node, extent.offset // GRANULE, granules(extent.end))
+            if not move or path.stat().st_dev != self._directory.stat().st_dev:
+                for extent in data:
+                    copy_range(file.fileno(), node.fd, extent.offset, extent.length)
+            else:
+                node.adopt(path)
+        for extent in data:
+            node.mark(extent.offset // GRANULE, granules(extent.end))
+            self._logs.mark(uuid, extent.offset, extent.length)
 
     def digest(self, uuid: str) -> str:
-        """BLAKE3 of the content: of each 64 KiB granule that is not zero, with its offset. For comparisons only."""
-        hasher = blake3.blake3()
-        for extent in self.extents(uuid):
-            for offset in range(extent.offset, extent.end, GRANULE):
-                data = self.read(uuid, offset, GRANULE)
-                if data.count(0) != len(data):
-                    hasher.update(offset.to_bytes(8, "little") + data)
+        """A hash of size and content, whatever the chain. Cheap on sparse disks; equal to `digest_file` of a copy."""
+        hasher = Digest(self.size(uuid))
+        for run in self.runs(uuid, 0, self.size(uuid)):
+            if run.fd is not None:
+                hasher.add(run.fd, run.file_offset, run.length)
         return hasher.hexdigest()
 
-    def physical_utilisation(self, uuid: str) -> int:
-        """Bytes in the topmost node: what this disk alone takes."""
-        leaf = self._disks[uuid].leaf
-        return 0 if leaf is None else int(np.count_nonzero(leaf.present)) * GRANULE
-
-    def chain_depth(self, uuid: str) -> int:
-        """How many nodes the disk's chain has."""
-        leaf = self._disks[uuid].leaf
-        return 0 if leaf is None else sum(1 for _ in leaf.chain())
-
-    def enable_cbt(self, uuid: str) -> None:
-        """Begin a log, if there is none."""
-        if self.logs.get(uuid) is None:
-            self.logs.create(uuid, self._disk(uuid).size)
-            self._save()
-
-    def disable_cbt(self, uuid: str) -> None:
-        """Drop the log; the chain is cut behind the last snapshot."""
-        self.logs.drop(uuid, merge=False)
-        self._save()
+    # -- changed blocks ----------------------------------------------------------------------------------------------
 
     def cbt_enabled(self, uuid: str) -> bool:
-        """Whether the disk has a log of its own."""
-        return self.logs.get(uuid) is not None
+        """Whether the disk has a change log of its own."""
+        self._disk(uuid)
+        return uuid in self._logs
 
-    def changed_blocks(self, older: str, newer: str) -> bytes:
-        """The bitmap between two disks. Raises `StorageError` 459 or 460."""
-        return self.logs.changed(older, newer)
-
-    def data_destroy(self, uuid: str) -> None:
-        """Drop the data and keep the log."""
-        disk = self._disks[uuid]
-        self._disks[uuid] = disk._replace(leaf=None)
-        self._drop_leaf(disk.leaf)
+    def enable_cbt(self, uuid: str) -> None:
+        """Start a change log, unless there is one."""
+        self._logs.enable(uuid, self._disk(uuid).size)
         self._save()
 
+    def disable_cbt(self, uuid: str) -> None:
+        """Drop the change log: the chain of logs ends before this disk."""
+        self._disk(uuid)
+        self._logs.disable(uuid)
+        self._save()
+
+    def changed_blocks(self, from_uuid: str, to_uuid: str) -> bytes:
+        """A bitmap, most significant bit first, of the granules of `to_uuid` written since the older `from_uuid`.
+
+        Raises StorageError 460 (not in one chain) and 459 (inconsistent).
+        """
+        self._disk(from_uuid)
+        self._disk(to_uuid)
+        return self._logs.changed(from_uuid, to_uuid) + bytes(self.bitmap_padding)
+
     def crash(self, uuid: str) -> None:
-        """The host died with the disk open: its log is inconsistent, and is dropped when it is noticed."""
-        self.disable_cbt(uuid)
+        """The host died while the disk was open for writing; `activate` will notice."""
+        self._disk(uuid)
+        self._logs.crash(uuid)
+        self._save()
+
+    def activate(self, uuid: str) -> bool:
+        """Called when a VM that has the disk starts. False: its change log was not to be trusted and is gone.
+
+        The server then leaves the message VDI_CBT_METADATA_INCONSISTENT.
+        """
+        self._disk(uuid)
+        trusted = self._logs.activate(uuid)
+        self._save()
+        return trusted
+
+    # -- inside ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close all files."""
-        for node in self._nodes():
-            os.close(node.descriptor)
-        self._disks.clear()
+        for node in [*self._nodes.values(), *self._retired]:
+            node.close()
 
     def _disk(self, uuid: str) -> _Disk:
-        disk = self._disks[uuid]
-        if disk.leaf is None:
-            raise StorageError(46, "The VDI is not available [opterr=no data]")
+        disk = self._disks.get(uuid)
+        if disk is None:
+            raise StorageError(46, f"The VDI is not available [opterr=VDI {uuid} does not exist]")
         return disk
 
-    def _node(self, parent: Node | None, size: int) -> Node:
-        return Node.open(self._directory / f"{uuids.uuid4().hex}.node", parent, size)
+    def _readable(self, uuid: str) -> tuple[_Disk, Node]:
+        disk = self._disk(uuid)
+        if disk.node is None:
+            raise StorageError(46, f"The VDI is not available [opterr=VDI {uuid} has no data]")
+        return disk, disk.node
 
-    def _owners(self, disk: _Disk, first: int, end: int) -> Iterator[tuple[int, Node | None]]:
-        """Runs of granules with the same owner: the granule after the run, and the node (None: zeros)."""
-        nodes = list(disk.leaf.chain()) if disk.leaf else []
-        # A stretch at a time: a disk may have millions of granules, and who reads asks for a few.
-        for start in range(first, end, 1 << 16):
-            stop = min(start + (1 << 16), end)
-            owner = np.full(stop - start, len(nodes), np.int16)
-            for number, node in reversed(list(enumerate(nodes))):
-                owner[node.has(start, stop)] = number
-            edges = np.flatnonzero(np.diff(owner)) + 1
-            for edge in (*edges.tolist(), stop - start):
-                number = int(owner[edge - 1])
-                yield start + edge, nodes[number] if number < len(nodes) else None
+    _writable = _readable
 
-    def _allocated(self, disk: _Disk, unit: int) -> list[Extent]:
-        nodes = disk.leaf.chain() if disk.leaf else ()
-        return merge(extent for node in nodes for extent in _extents_of(node.present, unit))
+    def _new_node(self, parent: Node | None, size: int) -> Node:
+        node = Node(self._directory, uuid4().hex, parent, size)
+        self._nodes[node.name] = node
+        return node
 
-    def _copy_up(self, disk: _Disk, leaf: Node, granule: int) -> None:
-        start = granule * GRANULE
-        length = min(GRANULE, disk.size - start)
-        (_, owner), *_ = self._owners(disk, granule, granule + 1)
-        if owner is None:
-            _write_all(leaf.descriptor, bytes(length), start)
-        else:
-            copy_range(owner.descriptor, leaf.descriptor, start, length)
-        leaf.present[granule] = True
+    def _fork(self, uuid: str, new_uuid: str) -> None:
+        disk, node = self._readable(uuid)
+        if new_uuid in self._disks:
+            raise StorageError(1200, f"VDI {new_uuid} exists")
+        if node.parent is not None and node.count == 0 and node.size == node.parent.size:
+            self._disks[new_uuid] = _Disk(self._new_node(node.parent, disk.size), disk.size)
+            return
+        if len(node.chain()) >= CHAIN_LIMIT:
+            raise StorageError(109, "The snapshot chain is too long")
+        disk.node = self._new_node(node, disk.size)
+        self._disks[new_uuid] = _Disk(self._new_node(node, disk.size), disk.size)
+        if self._coalesce:
+            self._merge_bases()
 
-    def _nodes(self) -> list[Node]:
-        leaves = [disk.leaf for disk in self._disks.values() if disk.leaf is not None]
-        return list({node.id: node for leaf in leaves for node in leaf.chain()}.values())
+    def _drop(self, node: Node) -> None:
+        """Remove a leaf, and the base copies that only it needed."""
+        unused: Node | None = node
+        while unused is not None and not self._children(unused):
+            self._forget(unused)
+            unused = unused.parent
+        if self._coalesce:
+            self._merge_bases()
+
+    def _merge_bases(self) -> None:
+        for node in list(self._nodes.values()):
+            children = self._children(node)
+            while len(children) == 1 and self._children(children[0]):
+                child = children[0]
+                node.absorb(child)
+                children = self._children(child)
+                for grandchild in children:
+                    grandchild.parent = node
+                self._forget(child)
 
     def _children(self, node: Node) -> list[Node]:
-        return [other for other in self._nodes() if other.parent is node]
+        return [other for other in self._nodes.values() if other.parent is node]
 
-    def _drop_leaf(self, leaf: Node | None) -> None:
-        """Delete a node nobody uses, its ancestors that nobody uses then, and coalesce where one child is left."""
-        node = leaf
-        while node is not None and not self._children(node) and not self._is_leaf(node):
-            parent = node.parent
-            node.remove()
-            node = parent
-        if node is not None and self._coalesces and not self._is_leaf(node):
-            children = self._children(node)
-            if len(children) == 1:
-                self._merge(children[0], node)
+    def _forget(self, node: Node) -> None:
+        if self._nodes.pop(node.name, None) is not None:
+            self._dropped.append(node)
 
-    def _is_leaf(self, node: Node) -> bool:
-        return any(disk.leaf is node for disk in self._disks.values())
+    def _make_room(self, node: Node, first: int, end: int) -> None:
+        if self.capacity is None:
+            return
+        view = node.present.view(first, end)
+        fresh = end - first - (0 if view is None else int(view.sum()))
+        if self.used() + fresh * GRANULE > self.capacity:
+            raise StorageError(44, "There is insufficient space")
 
-    def _merge(self, child: Node, parent: Node) -> None:
-        """Write a child's granules into its parent, which takes the child's place."""
-        parent.grow(len(child.present) * GRANULE)
-        for extent in _extents_of(child.present, GRANULE):
-            copy_range(child.descriptor, parent.descriptor, extent.offset, extent.length)
-        parent.present[: len(child.present)] |= child.present
-        for other in self._children(child):
-            other.parent = parent
-        for uuid, disk in self._disks.items():
-            if disk.leaf is child:
-                self._disks[uuid] = disk._replace(leaf=parent)
-        child.remove()
+    def _complete(self, node: Node, granule: int, start: int, end: int) -> None:
+        """Before a write of part of a granule that is not in this file: bring the rest of it here."""
+        if node.parent is None or node.has_any(granule, granule + 1):
+            return
+        if start <= granule * GRANULE and end >= min((granule + 1) * GRANULE, node.size):
+            return
+        for run in runs(node.parent.chain(), granule * GRANULE, GRANULE):
+            if run.fd is not None:
+                copy_range(run.fd, node.fd, run.file_offset, run.length)
 
     def _save(self) -> None:
-        state = {
-            "nodes": {node.id: node.parent.id if node.parent else None for node in self._nodes()},
-            "disks": {uuid: [disk.leaf.id if disk.leaf else None, disk.size] for uuid, disk in self._disks.items()},
-            "logs": self.logs.state(),
-        }
-        unfinished = self._directory / (_STATE + ".new")
-        unfinished.write_text(json.dumps(state))
-        unfinished.rename(self._directory / _STATE)
+        state = _State(
+            {
+                node.name: _SavedNode(node.parent.name if node.parent else None, node.size)
+                for node in self._nodes.values()
+            },
+            {uuid: _SavedDisk(disk.node.name if disk.node else None, disk.size) for uuid, disk in self._disks.items()},
+            self._logs.dump(),
+        )
+        fresh = self._state.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(state))
+        fresh.replace(self._state)
+        self._logs.sweep()
+        for node in self._dropped:
+            node.remove()
+        self._retired += self._dropped
+        self._dropped = []
+        self._close_retired()
+
+    def _close_retired(self) -> None:
+        if self._pins == 0:
+            for node in self._retired:
+                node.close()
+            self._retired.clear()
 
     def _load(self) -> None:
-        path = self._directory / _STATE
-        if not path.exists():
-            return
-        state: dict[str, Any] = json.loads(path.read_text())
-        largest = max((size for _, size in state["disks"].values()), default=0)
-        opened: dict[str, Node] = {}
-
-        def node(id: str) -> Node:
-            if id not in opened:
-                parent = state["nodes"][id]
-                opened[id] = Node.open(self._directory / id, node(parent) if parent else None, largest)
-            return opened[id]
-
-        for uuid, (leaf, size) in state["disks"].items():
-            self._disks[uuid] = _Disk(node(leaf) if leaf else None, size)
-        self.logs.load(state["logs"])
-        for stray in self._directory.glob("*.node"):
-            if stray.name not in opened:
-                stray.unlink()
+        state = (
+            msgspec.json.decode(self._state.read_bytes(), type=_State) if self._state.exists() else _State({}, {}, {})
+        )
+        for path in self._directory.iterdir():
+            if path.stem not in state.nodes:
+                path.unlink()
+        for name, saved in state.nodes.items():
+            self._nodes[name] = Node(self._directory, name, None, saved.size)
+        for name, saved in state.nodes.items():
+            self._nodes[name].parent = self._nodes[saved.parent] if saved.parent else None
+        for node in self._nodes.values():
+            if not self._children(node):
+                node.scrub()
+        for uuid, disk in state.disks.items():
+            self._disks[uuid] = _Disk(self._nodes[disk.node] if disk.node else None, disk.size)
+        self._logs.load(state.logs)
 
 
-def _extents_of(present: Present, unit: int) -> list[Extent]:
-    """Runs of granules that are present, rounded outwards to multiples of `unit`."""
-    padded = np.concatenate([[False], present, [False]])
-    edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
-    runs = (
-        (start * GRANULE // unit * unit, -(-end * GRANULE // unit) * unit)
-        for start, end in zip(edges[::2], edges[1::2], strict=True)
-    )
-    return merge(Extent(start, end - start) for start, end in runs)
+def _store(node: Node, offset: int, view: memoryview) -> None:
+    """Write into the node's file; zeros where nothing is yet stay a hole."""
+    for start, end, zero in split_zeros(offset, view):
+        if not zero or node.has_any(start // GRANULE, end // GRANULE):
+            write_range(node.fd, start, view[start - offset : end - offset])
 
 
-def _write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def _check_range(size: int, offset: int, length: int) -> None:
+    if offset < 0 or length < 0 or offset + length > size:
+        raise StorageError(200, f"I/O error [opterr={length} bytes at {offset} of a disk of {size}]")
