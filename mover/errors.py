@@ -48,6 +48,12 @@ class StoreLockedError(MoverError):
     transient = True
 
 
+class ReportError(MoverError):
+    """A log or report that the job asks for cannot be written."""
+
+    exit_code = 4
+
+
 class SecretError(MoverError):
     """A password or passphrase cannot be read."""
 

@@ -131,7 +131,6 @@ def refuse_unsupported(job: Job) -> None:
             job.store.passphrase_file or job.store.passphrase_env or job.store.passphrase_command
         ),
         "[retention]": any(dataclasses.astuple(job.retention)),
-        "[report]": any(dataclasses.astuple(job.report)),
     }
     missing = [name for name, asked in wanted.items() if asked]
     if missing:

@@ -9,6 +9,7 @@ import msgspec
 
 from mover.cli.opening import job_of
 from mover.job import SelectedVm
+from mover.report.outputs import reporting
 from mover.report.view import open_view
 from mover.run import plan_run, run_job
 from mover.units import format_size
@@ -21,8 +22,9 @@ async def main(options: argparse.Namespace) -> int:
         for vm in await plan_run(job, schedule=options.schedule, vms=options.vm, full=options.full):
             _print_plan(vm)
         return 0
-    with open_view(options.progress, sys.stderr) as emit:
-        result = await run_job(job, schedule=options.schedule, vms=options.vm, full=options.full, emit=emit)
+    with open_view(options.progress, sys.stderr) as view:
+        async with reporting(job.report, job.name, view) as emit:
+            result = await run_job(job, schedule=options.schedule, vms=options.vm, full=options.full, emit=emit)
     if options.json:
         print(msgspec.json.encode({"run": result.run, "exit_code": result.exit_code, "vms": result.vms}).decode())
     else:

@@ -7,6 +7,7 @@ from mover.job.model import (
     Job,
     LimitsSection,
     PoolSection,
+    ReportSection,
     ScheduleSection,
     SelectorSection,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Job",
     "LimitsSection",
     "PoolSection",
+    "ReportSection",
     "ScheduleSection",
     "SelectedDisk",
     "SelectedVm",

@@ -52,7 +52,7 @@ job is active at a time on a machine, and snapshots on the pool are tagged with 
 snapshots behind, and the next run reads in full.
 
 Read but not carried out yet, and refused so that nobody counts on it: `strategy = "xva"`, the passphrases of
-`[store]`, `[retention]` and `[report]`.
+`[store]` and `[retention]`.
 
 The commands of `[hooks]` run on the mover's machine with `MOVER_VM_UUID`, `MOVER_VM_NAME`, `MOVER_JOB`, `MOVER_RUN` and
 `MOVER_PHASE` (`pre-snapshot`, `post-snapshot`) in their environment; their output is in the log.

@@ -1,0 +1,70 @@
+"""A run in a few numbers, folded from its events: what monitoring and webhooks get."""
+
+from __future__ import annotations
+
+import msgspec
+
+from mover.events import AnyEvent, DiskFinished, Note, RunFinished, RunStarted, VmFinished
+
+
+class VmSummary(msgspec.Struct, kw_only=True):
+    """One VM of a run. Sizes in bytes."""
+
+    uuid: str
+    name: str
+    outcome: str = "unknown"
+    point: str | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    changed: int = 0
+    read: int = 0
+    stored: int = 0
+    full_disks: int = 0
+
+
+class RunSummary(msgspec.Struct, kw_only=True):
+    """One run. `finished` is Unix time, 0 while it runs."""
+
+    job: str = ""
+    run: str = ""
+    outcome: str = "unknown"
+    exit_code: int = 1
+    seconds: float = 0.0
+    finished: float = 0.0
+    read: int = 0
+    stored: int = 0
+    warnings: list[str] = []
+    vms: dict[str, VmSummary] = {}
+
+
+class Summary:
+    """Takes events; `value` is what they add up to so far."""
+
+    def __init__(self) -> None:
+        self.value = RunSummary()
+
+    def __call__(self, event: AnyEvent, now: float) -> None:
+        value = self.value
+        match event:
+            case RunStarted():
+                value.job, value.run = event.job, event.run
+            case DiskFinished():
+                vm = self._vm(event.vm)
+                vm.changed += event.changed
+                vm.read += event.read
+                vm.stored += event.stored
+                vm.full_disks += event.mode == "full"
+            case VmFinished():
+                vm = self._vm(event.vm)
+                vm.name, vm.outcome, vm.point = event.name, event.outcome, event.point
+                vm.error, vm.seconds = event.error, event.seconds
+            case Note(level="warning"):
+                value.warnings.append(event.message)
+            case RunFinished():
+                value.outcome, value.exit_code, value.seconds = event.outcome, event.exit_code, event.seconds
+                value.read, value.stored, value.finished = event.read, event.stored, now
+            case _:
+                pass
+
+    def _vm(self, uuid: str) -> VmSummary:
+        return self.value.vms.setdefault(uuid, VmSummary(uuid=uuid, name=uuid))
