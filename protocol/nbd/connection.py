@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -246,7 +247,7 @@ async def connect(endpoint: Endpoint, timeouts: Timeouts) -> Connection:
         if isinstance(error, nbd.Error):
             raise NbdConnectError(endpoint.server, endpoint.scrub(error.string)) from None
         if isinstance(error, OSError):
-            raise NbdConnectError(endpoint.server, error.strerror or str(error)) from None
+            raise NbdConnectError(endpoint.server, _reason(error)) from None
         raise
 
 
@@ -256,8 +257,7 @@ async def _dial(endpoint: Endpoint, timeout: float) -> socket.socket:
     sock: socket.socket | None = None
     try:
         async with asyncio.timeout(timeout):
-            found = await loop.getaddrinfo(endpoint.address, endpoint.port, type=socket.SOCK_STREAM)
-            family, kind, proto, _, address = found[0]
+            family, kind, proto, address = await _resolve(endpoint.address, endpoint.port)
             sock = socket.socket(family, kind, proto)
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -266,7 +266,7 @@ async def _dial(endpoint: Endpoint, timeout: float) -> socket.socket:
     except TimeoutError:
         reason = f"no answer in {timeout:g} s"
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = _reason(error)
     except BaseException:
         if sock is not None:
             sock.close()
@@ -274,3 +274,18 @@ async def _dial(endpoint: Endpoint, timeout: float) -> socket.socket:
     if sock is not None:
         sock.close()
     raise NbdConnectError(endpoint.server, reason)
+
+
+async def _resolve(host: str, port: int) -> tuple[int, int, int, tuple[str | int | bytes, ...]]:
+    """Family, type, protocol and socket address of a host. Pools name addresses, which need no resolver to wait for."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, kind, proto, _, address = found[0]
+    return family, kind, proto, address
+
+
+def _reason(error: OSError) -> str:
+    """The system's words: asyncio's own hide the cause."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)

@@ -90,7 +90,12 @@ class Relay:
         self._loop.call_soon_threadsafe(self._report, error)
         if tls is not None:
             with tls, contextlib.suppress(OSError):  # one side is gone; the other hears of it now
+                # libnbd hears the same greeting, less what was not agreed on, and its answer stops here: the server
+                # has had it.
+                self._far.sendall(_GREETING + struct.pack(">H", _FIXED_NEWSTYLE))
+                _receive(self._far, 4)
                 _pump(tls, self._far)
+                tls.unwrap()  # says that this is the end, and does not wait for an answer
         with contextlib.suppress(OSError):
             self._far.shutdown(socket.SHUT_RDWR)
 
@@ -117,9 +122,6 @@ class Relay:
         if tls.getpeercert(binary_form=True) != self._expected:
             tls.close()
             raise NbdCertificateError(self._server, "the server's certificate is not the one the pool named")
-        # libnbd hears the same greeting, less what was not agreed on, and its answer stops here: it was given above.
-        self._far.sendall(_GREETING + struct.pack(">H", _FIXED_NEWSTYLE))
-        _receive(self._far, 4)
         return tls
 
 
@@ -135,12 +137,13 @@ def _context() -> ssl.SSLContext:
 def _der(pem: str, server: str) -> bytes:
     """The first certificate of a PEM text, which is the host's own."""
     found = _PEM.search(pem)
-    if found is None:
-        raise NbdCertificateError(server, "the pool named no certificate to compare with")
     try:
-        return ssl.PEM_cert_to_DER_cert(found[0])
+        der = ssl.PEM_cert_to_DER_cert(found[0]) if found else b""
     except ValueError:
-        raise NbdCertificateError(server, "the certificate the pool named cannot be decoded") from None
+        der = b""
+    if not der:
+        raise NbdCertificateError(server, "the pool named no readable certificate to compare with")
+    return der
 
 
 def _receive(sock: socket.socket, size: int) -> bytes:
