@@ -50,6 +50,9 @@ class Descriptors:
             while self._files:
                 self._drop(self._files.popitem()[1])
 
+    def __del__(self) -> None:
+        self.close()
+
     def _enter(self, path: str) -> _File:
         with self._lock:
             file = self._files.get(path)

@@ -1,0 +1,172 @@
+"""Index segments and packs: what was put in is found, what was not is not, and no bytes make their parsers fail."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mover.store import pack, point, record, segment
+from mover.store.identity import Identity
+from mover.store.names import DATA, META, PackName, PointName, SegmentName, parse_pack, parse_point, parse_segment
+from mover.store.segment import ROW, PackEntry, Segment, keys_of
+
+IDENTITY = Identity.of(bytes(range(32)))
+PACKS = [PackEntry(PackName(bytes([number] * 16), number, DATA), 1000 + number) for number in range(3)]
+
+
+def make(ids: list[bytes], **about: object) -> bytes:
+    rows = np.zeros(len(ids), ROW)
+    keys = keys_of(b"".join(ids))
+    rows["rest"] = keys[:, 1:]
+    rows["offset"] = np.arange(len(ids))
+    rows["pack"] = np.arange(len(ids)) % len(PACKS)
+    return b"".join(segment.encode(IDENTITY, keys, rows, PACKS, **about))  # type: ignore[arg-type]
+
+
+def parse(data: bytes) -> Segment:
+    return segment.parse(IDENTITY, memoryview(data))
+
+
+# Ids of which many share their first bytes, as no hash would have it.
+IDS = st.builds(
+    lambda prefix, middle, rest: prefix.to_bytes(8, "big") + middle.to_bytes(8, "little") + rest,
+    st.one_of(st.integers(0, 3), st.integers(0, 2**64 - 1), st.just(2**64 - 1)),
+    st.integers(0, 2),
+    st.binary(min_size=16, max_size=16),
+)
+
+
+@given(st.lists(IDS, unique=True, max_size=300), st.lists(IDS, max_size=50))
+def test_segments_find_what_they_hold(ids: list[bytes], others: list[bytes]) -> None:
+    data = make(ids)
+    found = parse(data)
+    assert segment.columns_intact(IDENTITY, memoryview(data))
+    asked = ids + others
+    rows = found.find(keys_of(b"".join(asked)))
+    for id, row in zip(asked, rows.tolist(), strict=True):
+        if id in ids:
+            assert found.ids(np.array([row])).tobytes() == id
+            assert found.rows["offset"][row] == ids.index(id)
+        else:
+            assert row == -1
+    assert found.packs == PACKS
+
+
+@pytest.mark.parametrize("bunched", [0, 300])
+def test_large_segments(bunched: int) -> None:
+    """With `bunched` ids in one window, wider than the gather is made for."""
+    rng = random.Random(1)
+    ids = [rng.randbytes(32) for _ in range(20000)] + [b"\7" * 8 + rng.randbytes(24) for _ in range(bunched)]
+    found = parse(make(ids, replaces=[SegmentName(0, b"w" * 16, 7)], level=1))
+    assert (found.window > 64) == bool(bunched)
+    rows = found.find(keys_of(b"".join(ids)))
+    assert found.rows["offset"][rows].tolist() == list(range(len(ids)))
+    assert (found.find(keys_of(rng.randbytes(32 * 1000))) == -1).all()
+    assert found.replaces == [SegmentName(0, b"w" * 16, 7)]
+
+
+WHOLE_SEGMENT = make([random.Random(number).randbytes(32) for number in range(20)])
+ENTRIES = b"".join(
+    pack.ENTRY.pack(bytes([number] * 32), 64 + 156 * number, 100, 100 | 1 << 24, 0) for number in range(4)
+)
+PACK_HEADER = pack.encode_header(PackName(b"w" * 16, 3, META), 12345)
+PACK_TAIL = pack.encode_tail(IDENTITY, PACK_HEADER, ENTRIES, 64 + 156 * 4)
+POINT = point.encode(IDENTITY, point.PointRecord(vm_uuid="u", vm_name="n", created=1.5, disks=[]))
+
+
+def damage(data: st.DataObject, whole: bytes) -> bytes:
+    """Whole, cut, with some bytes changed, or anything at all."""
+    changed = bytearray(whole[: data.draw(st.integers(0, len(whole)) | st.just(len(whole)))])
+    for at, value in data.draw(st.dictionaries(st.integers(0, len(whole)), st.integers(0, 255), max_size=4)).items():
+        if at < len(changed):
+            changed[at] = value
+    return bytes(changed) + data.draw(st.binary(max_size=3))
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_damaged_segments(data: st.DataObject) -> None:
+    harmed = damage(data, WHOLE_SEGMENT)
+    try:
+        found = parse(harmed)
+    except segment.BadSegmentError:
+        assert harmed != WHOLE_SEGMENT
+        return
+    assert segment.columns_intact(IDENTITY, memoryview(harmed)) == (harmed == WHOLE_SEGMENT)
+    found.find(keys_of(random.Random(3).randbytes(32) + bytes(64)))
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_damaged_packs(data: st.DataObject) -> None:
+    header, tail = damage(data, PACK_HEADER), damage(data, PACK_TAIL)
+    size = 64 + 156 * 4 + len(tail)
+    try:
+        assert pack.parse_header(header) == PackName(b"w" * 16, 3, META)
+        assert pack.parse_footer(IDENTITY, header, tail, size).entries == ENTRIES
+    except pack.BadPackError:
+        assert (header, tail) != (PACK_HEADER, PACK_TAIL)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_damaged_points(data: st.DataObject) -> None:
+    harmed = damage(data, POINT)
+    try:
+        assert point.decode(IDENTITY, PointName(b"w" * 16, 0), harmed).record.vm_name == "n"
+    except point.BadPointError:
+        assert harmed != POINT
+
+
+@given(st.binary(max_size=200))
+def test_points_with_a_right_checksum_and_wrong_content(body: bytes) -> None:
+    for text in (body, b"{" + body + b"}", b'{"created":0,"disks":[],"vm_name":"n","vm_uuid":"u","later":1}'):
+        try:
+            found = point.decode(IDENTITY, PointName(b"w" * 16, 0), text + IDENTITY.checksum(text))
+        except point.BadPointError:
+            continue
+        assert found.record.vm_name == "n", "a field that a later version has added is ignored"
+
+
+@given(st.binary(max_size=5000), st.booleans())
+def test_records_come_back(plain: bytes, compressed: bool) -> None:
+    made = record.seal(IDENTITY.chunk_id(plain), record.CHUNK, plain, record.compressor(1) if compressed else None)
+    stored = memoryview(made.header + bytes(made.payload))
+    assert record.check_sum(stored)
+    assert len(made.payload) <= len(plain)
+    assert record.parse_header(stored) == (made.id, made.meta, len(made.payload))
+    assert record.expand(record.payload(stored, made.id, made.meta), made.meta, record.decompressor()) == plain
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=300), st.integers(0, 2**32 - 1))
+def test_no_payload_makes_a_record_fail(payload: bytes, meta: int) -> None:
+    try:
+        plain = record.expand(memoryview(payload), meta, record.decompressor())
+    except record.BadRecordError:
+        return
+    assert len(plain) == meta & 0xFFFFFF
+
+
+def test_a_frame_that_swells_is_stopped() -> None:
+    """16 MiB of zeros make a small frame; it claims to be 1000 bytes."""
+    bomb = record.compressor(1).compress(bytes(16 << 20))
+    with pytest.raises(record.BadRecordError):
+        record.expand(memoryview(bomb), record.pack_meta(1000, record.CHUNK, record.ZSTD), record.decompressor())
+
+
+@given(st.binary(min_size=16, max_size=16), st.integers(0, 2**24 - 1), st.sampled_from([DATA, META]), st.integers(0, 9))
+def test_names_come_back(wid: bytes, number: int, kind: int, level: int) -> None:
+    assert parse_pack(PackName(wid, number, kind).key) == PackName(wid, number, kind)
+    assert parse_segment(SegmentName(level, wid, number).key) == SegmentName(level, wid, number)
+    assert parse_point(PointName(wid, number).key) == PointName(wid, number)
+
+
+@given(st.text(max_size=60))
+def test_foreign_names_are_nothing(key: str) -> None:
+    for prefix in ("", "packs/", "index/", "points/"):
+        assert parse_pack(prefix + key) is parse_segment(prefix + key) is parse_point(prefix + key) is None
