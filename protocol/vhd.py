@@ -8,11 +8,15 @@ at 2048, then for each block that is present a bitmap of one sector and 2 MiB of
 from __future__ import annotations
 
 import struct
+import sys
 import uuid as uuids
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NoReturn
+
+import numpy as np
 
 from protocol.errors import FormatError
 from protocol.extent import Extent, clip
@@ -22,13 +26,15 @@ BLOCK_SIZE = 2 << 20
 # The server refuses more (VDI_TOO_LARGE); the format's sector numbers end at 2 TiB.
 MAX_SIZE = 2040 << 30
 ABSENT = 0xFFFFFFFF
+HEADER_LENGTH = 1024
 
 DYNAMIC = 3
 DIFFERENCING = 4
 
 _BAT_OFFSET = 2048
 _HEADER_OFFSET = 512
-_HEADER_LENGTH = 1024
+# Sector numbers of 32 bits end here, so no table needs to reach farther.
+_MAX_REACH = 2 << 40
 # Enough for 2 TiB in blocks of 64 KiB, the smallest anybody makes.
 _MAX_ENTRIES = 1 << 25
 _FOOTER = struct.Struct(">8sIIQI4sI4sQQIII16sB427x")
@@ -73,7 +79,7 @@ class Head:
 
     footer: Footer
     header: Header
-    bat: tuple[int, ...]
+    bat: array[int]
 
     @property
     def size(self) -> int:
@@ -83,7 +89,10 @@ class Head:
     def allocated(self) -> list[Extent]:
         """The blocks that are present, merged, cut at the disk's size."""
         unit = self.header.block_size
-        return clip((Extent(n * unit, unit) for n, sector in enumerate(self.bat) if sector != ABSENT), self.size)
+        present = np.frombuffer(self.bat, dtype=np.uint32) != ABSENT
+        edges = np.flatnonzero(np.diff(present, prepend=False, append=False)) * unit
+        pairs = zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+        return clip((Extent(start, end - start) for start, end in pairs), self.size)
 
 
 def parse_footer(data: bytes | bytearray | memoryview, offset: int = 0) -> Footer:
@@ -107,19 +116,19 @@ def parse_footer(data: bytes | bytearray | memoryview, offset: int = 0) -> Foote
 
 def parse_header(data: bytes | bytearray | memoryview, offset: int, size: int) -> Header:
     """Parse 1024 bytes of a disk of `size` bytes. Raises `FormatError`."""
-    if len(data) < _HEADER_LENGTH:
+    if len(data) < HEADER_LENGTH:
         _fail("the header is cut off", offset)
     fields = _HEADER.unpack_from(data)
     cookie, _, bat_offset, version, entries, block_size, checksum, parent, _, _, name, _ = fields
     if cookie != b"cxsparse":
         _fail("no dynamic disk header where one should be", offset)
-    if checksum != _checksum(data[:_HEADER_LENGTH], 36):
+    if checksum != _checksum(data[:HEADER_LENGTH], 36):
         _fail("the header's checksum does not match", offset)
     if version >> 16 != 1:
         _fail(f"header version {version >> 16}", offset)
     if block_size < SECTOR * 8 or block_size > 256 << 20 or block_size & (block_size - 1):
         _fail(f"blocks of {block_size} bytes", offset)
-    if entries > _MAX_ENTRIES or entries * block_size < size:
+    if entries > min(_MAX_ENTRIES, -(-_MAX_REACH // block_size)) or entries * block_size < size:
         _fail(f"{entries} blocks of {block_size} bytes for a disk of {size}", offset)
     parent_name = name.decode("utf-16-be", errors="replace").rstrip("\0")
     return Header(bat_offset, entries, block_size, uuids.UUID(bytes=parent), parent_name)
@@ -132,14 +141,18 @@ def parse_head(data: bytes | bytearray) -> Head | None:
     footer = parse_footer(data)
     if not SECTOR <= footer.header_offset <= 1 << 20:
         _fail(f"the header is said to be at byte {footer.header_offset}", 0)
-    if len(data) < footer.header_offset + _HEADER_LENGTH:
+    if len(data) < footer.header_offset + HEADER_LENGTH:
         return None
     header = parse_header(memoryview(data)[footer.header_offset :], footer.header_offset, footer.size)
-    if not footer.header_offset + _HEADER_LENGTH <= header.bat_offset <= 1 << 20:
+    if not footer.header_offset + HEADER_LENGTH <= header.bat_offset <= 1 << 20:
         _fail(f"the allocation table is said to be at byte {header.bat_offset}", footer.header_offset)
     if len(data) < header.bat_offset + header.bat_length:
         return None
-    return Head(footer, header, struct.unpack_from(f">{header.entries}I", data, header.bat_offset))
+    bat = array("I")
+    bat.frombytes(memoryview(data)[header.bat_offset : header.bat_offset + 4 * header.entries])
+    if sys.byteorder == "little":
+        bat.byteswap()
+    return Head(footer, header, bat)
 
 
 def stream_length(size: int, blocks: int) -> int:
@@ -209,7 +222,7 @@ def _build_header(entries: int, parent: tuple[uuids.UUID, str] | None) -> bytes:
     parent_id, name = parent or (uuids.UUID(int=0), "")
     encoded = name.encode("utf-16-be")
     location = f"file://{name}".encode()[:SECTOR]
-    locator = struct.pack(">4sIIIQ", b"MacX", SECTOR, len(location), 0, _HEADER_OFFSET + _HEADER_LENGTH)
+    locator = struct.pack(">4sIIIQ", b"MacX", SECTOR, len(location), 0, _HEADER_OFFSET + HEADER_LENGTH)
     if len(encoded) > 512:
         raise ValueError("a parent's name has at most 256 characters")
 
