@@ -1,7 +1,7 @@
-"""What the HTTP handlers send and take for one disk: raw, VHD, and xapi's own framing of raw pieces.
+"""Disk contents in and out as HTTP bodies: raw, VHD, VHD of the differences, and the servers' own framing.
 
-The streams are those of vhd-tool: blocks of 2 MiB in ascending order, every sector bitmap full, absent where nothing
-in the chain is allocated; with a base, the blocks that only one of the two chains has a node for.
+Source: xen-api ocaml/libs/vhd/vhd_format/f.ml, ocaml/vhd-tool/src/impl.ml and chunked.ml,
+ocaml/xapi/vhd_tool_wrapper.ml.
 """
 
 from __future__ import annotations
@@ -9,161 +9,166 @@ from __future__ import annotations
 import asyncio
 import struct
 import uuid as uuids
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from mover.simulator.storage import Disks
+from mover.simulator.storage import Disks, StorageError
 from protocol.errors import FormatError
-from protocol.extent import Extent, align
-from protocol.vhd import BLOCK_SIZE, MAX_SIZE, VhdWriter, stream_length
-from protocol.vhd_reader import VhdReader
+from protocol.extent import Extent, align, merge
+from protocol.vhd import BLOCK_SIZE, MAX_SIZE, SECTOR, VhdWriter
+from protocol.vhd_stream import Data, VhdReader
 
 _PIECE = 1 << 20
+_ZEROS = bytes(_PIECE)
 _FRAME = struct.Struct("<QI")
-# vhd-tool copies frames in pieces; nobody sends larger ones.
-_MAX_FRAME = 64 << 20
-
-
-class Send(Protocol):
-    """Where a stream goes."""
-
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes."""
-        ...
-
-    async def sendfile(self, descriptor: int, offset: int, length: int) -> None:
-        """Send a part of a file."""
-        ...
-
-
-class Reader(Protocol):
-    """Where a stream comes from: `asyncio.StreamReader` is one."""
-
-    async def read(self, n: int) -> bytes:
-        """At most n bytes; none at the end."""
-        ...
-
-    async def readexactly(self, n: int) -> bytes:
-        """Exactly n bytes, or `asyncio.IncompleteReadError`."""
-        ...
-
-
-class TooLargeError(Exception):
-    """The disk is larger than a VHD may be (VDI_TOO_LARGE)."""
+_LOCATOR = slice(1536, 2048)
 
 
 class StreamError(Exception):
-    """What was sent is not what the format says, or does not fit the disk (VDI_IO_ERROR)."""
+    """A transfer that cannot go on. `code` is XAPI's: VDI_TOO_LARGE before the first byte, VDI_IO_ERROR later."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+
+
+class Send(Protocol):
+    """Where a body goes. Both calls wait until the other side has taken enough."""
+
+    async def write(self, data: bytes, /) -> None: ...
+
+    async def sendfile(self, fd: int, offset: int, length: int, /) -> None: ...
+
+
+class Reader(Protocol):
+    """Where a body comes from, as asyncio.StreamReader; `read` gives b"" at the end."""
+
+    async def read(self, n: int, /) -> bytes: ...
+
+    async def readexactly(self, n: int, /) -> bytes: ...
 
 
 async def export_raw(disks: Disks, uuid: str, send: Send) -> None:
-    """Send every byte of the disk."""
-    await _send_runs(disks, uuid, Extent(0, disks.size(uuid)), send)
+    """Send every byte of the disk; what is nowhere is sent as zeros. Raises StorageError."""
+    await _send_range(disks, uuid, Extent(0, disks.size(uuid)), send)
 
 
-async def export_vhd(disks: Disks, uuid: str, base: str | None, send: Send) -> None:
-    """Send the disk as VHD; with `base`, only blocks in which the two chains differ. Raises `TooLargeError`."""
+async def export_vhd(disks: Disks, uuid: str, base_uuid: str | None, send: Send) -> None:
+    """Send the disk as a dynamic VHD, or what may differ from `base_uuid` as a differencing one.
+
+    A block of 2 MiB is in it if any file of the chain holds a part of it; with a base, any file that is only in one of
+    the two chains, whatever the content. The data are always the disk's own. Raises StorageError, StreamError.
+    """
     size = disks.size(uuid)
     if size > MAX_SIZE:
-        raise TooLargeError
-    blocks = _blocks(_allocated(disks, uuid) if base is None else _differing(disks, uuid, base), size)
-    # vhd-tool names the parent by the VHD's own id in the SR, which no export ever had.
-    parent = None if base is None else (_id_in_sr(base), f"/var/run/sr-mount/sr/{base}.vhd")
-    writer = VhdWriter(size, blocks, creator=b"caml", parent=parent)
-    await send.write(writer.head())
-    for block in blocks:
-        extent = Extent(block * BLOCK_SIZE, min(BLOCK_SIZE, size - block * BLOCK_SIZE))
-        await send.write(writer.block_prefix())
-        await _send_runs(disks, uuid, extent, send)
-        if extent.length < BLOCK_SIZE:
-            await send.write(bytes(BLOCK_SIZE - extent.length))
-    await send.write(writer.trailer())
-
-
-def vhd_length(disks: Disks, uuid: str) -> int:
-    """Bytes of the disk's VHD stream."""
-    size = disks.size(uuid)
-    return stream_length(size, len(_blocks(_allocated(disks, uuid), size)))
-
-
-def _allocated(disks: Disks, uuid: str) -> list[Extent]:
-    return [extent for _, extents in disks.files(uuid) for extent in extents]
-
-
-def _differing(disks: Disks, uuid: str, base: str) -> list[Extent]:
-    """What is in files of one chain that are not files of the other; coalescing can only make it more."""
-    mine, theirs = dict(disks.files(uuid)), dict(disks.files(base))
-    return [extent for name in mine.keys() ^ theirs.keys() for extent in {**mine, **theirs}[name]]
-
-
-def _blocks(extents: list[Extent], size: int) -> list[int]:
-    aligned = align(extents, BLOCK_SIZE, size)
-    return [n for extent in aligned for n in range(extent.offset // BLOCK_SIZE, -(-extent.end // BLOCK_SIZE))]
+        raise StreamError("VDI_TOO_LARGE", f"{size} bytes do not fit into a VHD")
+    with disks.pinned():
+        blocks = _blocks(disks, uuid, base_uuid)
+        # The id of the base is that of its file in the repository, not of anything exported before.
+        parent = None if base_uuid is None else (_file_id(base_uuid), f"/run/sr-mount/simulated/{base_uuid}.vhd")
+        writer = VhdWriter(size, [block.offset // BLOCK_SIZE for block in blocks], creator=b"caml", parent=parent)
+        head = bytearray(writer.head())
+        head[_LOCATOR] = bytes(SECTOR)  # the server leaves the place of the locator's text empty
+        await send.write(bytes(head))
+        prefix = writer.block_prefix()
+        for block in blocks:
+            await send.write(prefix)
+            await _send_range(disks, uuid, Extent(block.offset, min(BLOCK_SIZE, size - block.offset)), send)
+            await _send_zeros(max(0, block.end - size), send)
+        await send.write(writer.trailer())
 
 
 async def import_raw(disks: Disks, uuid: str, reader: Reader, length: int) -> None:
-    """Write exactly `length` bytes from the disk's beginning. Raises `StreamError`."""
-    if length > disks.size(uuid):
-        raise StreamError("more bytes than the disk has")
+    """Write exactly `length` bytes from the start of the disk on. Raises StorageError, StreamError."""
     offset = 0
     while offset < length:
-        piece = await reader.read(min(_PIECE, length - offset))
-        if not piece:
-            raise StreamError(f"the stream ended after {offset} of {length} bytes")
-        disks.write(uuid, offset, piece)
-        offset += len(piece)
+        data = await reader.read(min(_PIECE, length - offset))
+        if not data:
+            raise StreamError("VDI_IO_ERROR", f"the body ends after {offset} of {length} bytes")
+        _write(disks, uuid, offset, data)
+        offset += len(data)
 
 
 async def import_vhd(disks: Disks, uuid: str, reader: Reader, length: int) -> None:
-    """Write the blocks of a VHD stream of exactly `length` bytes; its size and parent are ignored, nothing is zeroed.
+    """Write the sectors a VHD of `length` bytes holds. Its size, type and parent are not looked at.
 
-    Raises `StreamError`, late where a block lies outside of the disk.
+    Nothing else is touched, so a differencing VHD brings a disk with its parent's content up to date, and a full one
+    needs a fresh disk. Raises StorageError, StreamError.
     """
-    parser = VhdReader()
-    left = length
-    size = disks.size(uuid)
     try:
+        parser = VhdReader(length)
+        left = length
         while left:
-            piece = await reader.read(min(_PIECE, left))
-            if not piece:
-                raise StreamError(f"the stream ended {left} bytes early")
-            left -= len(piece)
-            for data in parser.feed(piece):
-                # The last block of a disk that is no multiple of 2 MiB is whole in the stream: the rest is padding.
-                view = data.view[: max(0, size - data.offset)]
-                if len(view) < len(data.view) and any(data.view[len(view) :]):
-                    raise StreamError(f"a block reaches byte {data.offset + len(data.view)} of a disk of {size}")
-                disks.write(uuid, data.offset, view)
+            data = await reader.read(min(_PIECE, left))
+            if not data:
+                break
+            left -= len(data)
+            for event in parser.feed(data):
+                if isinstance(event, Data):
+                    _write(disks, uuid, event.offset, event.view)
         parser.finish()
     except FormatError as error:
-        raise StreamError(str(error)) from error
+        raise StreamError("VDI_IO_ERROR", str(error)) from None
 
 
 async def import_chunked(disks: Disks, uuid: str, reader: Reader) -> None:
-    """Write framed pieces: offset (u64) and length (u32), little-endian, and the bytes; zeros end it."""
+    """Write frames, each an offset and a length and the bytes, until an empty one at 0. Raises StorageError,
+    StreamError.
+    """
     try:
-        while True:
-            offset, length = _FRAME.unpack(await reader.readexactly(_FRAME.size))
-            if offset == length == 0:
-                return
-            if length > _MAX_FRAME or offset + length > disks.size(uuid):
-                raise StreamError(f"a frame of {length} bytes at {offset}")
-            disks.write(uuid, offset, await reader.readexactly(length))
-    except asyncio.IncompleteReadError as error:
-        raise StreamError("the stream ended within a frame") from error
+        while (frame := _FRAME.unpack(await reader.readexactly(_FRAME.size))) != (0, 0):
+            offset, length = frame
+            end = offset + length
+            if end > disks.size(uuid):
+                raise StreamError("VDI_IO_ERROR", f"a frame ends at {end}, past the disk")
+            while offset < end:
+                data = await reader.readexactly(min(_PIECE, end - offset))
+                _write(disks, uuid, offset, data)
+                offset += len(data)
+    except asyncio.IncompleteReadError:
+        raise StreamError("VDI_IO_ERROR", "the body ends within a frame") from None
 
 
-async def _send_runs(disks: Disks, uuid: str, extent: Extent, send: Send) -> None:
+def _blocks(disks: Disks, uuid: str, base_uuid: str | None) -> list[Extent]:
+    """The whole blocks of 2 MiB that an export holds, each by itself."""
+    size = -(-disks.size(uuid) // BLOCK_SIZE) * BLOCK_SIZE
+    mine = dict(disks.files(uuid))
+    if base_uuid is None:
+        files: Iterable[Sequence[Extent]] = mine.values()
+    else:
+        theirs = dict(disks.files(base_uuid))
+        names = mine.keys() ^ theirs.keys()
+        files = [(mine | theirs)[name] for name in names]
+    allocated = align(merge(extent for extents in files for extent in extents), BLOCK_SIZE, size)
+    return [
+        Extent(offset, BLOCK_SIZE) for extent in allocated for offset in range(extent.offset, extent.end, BLOCK_SIZE)
+    ]
+
+
+async def _send_range(disks: Disks, uuid: str, extent: Extent, send: Send) -> None:
     with disks.pinned():
-        for run in list(disks.runs(uuid, extent.offset, extent.length)):
+        for run in disks.runs(uuid, extent.offset, extent.length):
             if run.fd is None:
-                for done in range(0, run.length, _PIECE):
-                    await send.write(_ZEROS[: min(_PIECE, run.length - done)])
+                await _send_zeros(run.length, send)
             else:
                 await send.sendfile(run.fd, run.file_offset, run.length)
 
 
-def _id_in_sr(uuid: str) -> uuids.UUID:
-    return uuids.uuid5(uuids.NAMESPACE_URL, f"vhd:{uuid}")
+async def _send_zeros(length: int, send: Send) -> None:
+    while length > 0:
+        await send.write(_ZEROS if length >= _PIECE else bytes(length))
+        length -= min(length, _PIECE)
 
 
-_ZEROS = memoryview(bytes(_PIECE))
+def _write(disks: Disks, uuid: str, offset: int, data: bytes | memoryview) -> None:
+    try:
+        disks.write(uuid, offset, data)
+    except StorageError as error:
+        if error.code == 200:
+            raise StreamError("VDI_IO_ERROR", error.message) from None
+        raise
+
+
+def _file_id(uuid: str) -> uuids.UUID:
+    """A version 4 UUID that is always the same for a disk, and not its own."""
+    return uuids.UUID(bytes=uuids.uuid5(uuids.NAMESPACE_OID, uuid).bytes, version=4)
