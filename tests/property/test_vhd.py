@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from protocol import vhd
 from protocol.errors import FormatError
 from protocol.extent import total
-from protocol.vhd_reader import VhdReader
+from protocol.vhd_stream import Data, VhdReader
 
 BLOCK = vhd.BLOCK_SIZE
 SECTOR = vhd.SECTOR
@@ -25,17 +25,22 @@ def stream_of(size: int, blocks: dict[int, bytes], **more) -> bytes:
     return b"".join([*parts, writer.trailer()])
 
 
-def read_back(stream: bytes, size: int, cuts: random.Random) -> tuple[bytes, VhdReader]:
-    content = bytearray(size)
-    reader = VhdReader()
+def read_back(stream: bytes, size: int, cuts: random.Random) -> tuple[bytes, vhd.Head]:
+    content = bytearray(-(-size // BLOCK) * BLOCK)
+    reader = VhdReader(len(stream))
+    heads = []
     at = 0
     while at < len(stream):
         length = cuts.choice([1, 511, 512, 5000, 1 << 20, 5 << 20])
-        for data in reader.feed(stream[at : at + length]):
-            content[data.offset : data.offset + len(data.view)] = data.view
+        for event in reader.feed(stream[at : at + length]):
+            if isinstance(event, Data):
+                content[event.offset : event.offset + len(event.view)] = event.view
+            elif isinstance(event, vhd.Head):
+                heads.append(event)
         at += length
     reader.finish()
-    return bytes(content[:size]), reader
+    (head,) = heads
+    return bytes(content[:size]), head
 
 
 @settings(max_examples=20, deadline=None)
@@ -56,13 +61,12 @@ def test_round_trip(sectors, numbers, differencing, seed):
     expected = bytearray(-(-size // BLOCK) * BLOCK)
     for number, data in blocks.items():
         expected[number * BLOCK : (number + 1) * BLOCK] = data
-    content, reader = read_back(stream, size, rng)
+    content, head = read_back(stream, size, rng)
     assert content == expected[:size]
-    assert reader.head is not None
-    assert reader.head.size == size
-    assert total(reader.head.allocated()) == sum(min(BLOCK, size - number * BLOCK) for number in numbers)
-    assert (reader.head.footer.kind == vhd.DIFFERENCING) == differencing
-    assert reader.head.header.parent_name == ("/parent.vhd" if differencing else "")
+    assert head.size == size
+    assert total(head.allocated()) == sum(min(BLOCK, size - number * BLOCK) for number in numbers)
+    assert (head.footer.kind == vhd.DIFFERENCING) == differencing
+    assert head.header.parent_name == ("/parent.vhd" if differencing else "")
 
 
 def test_sectors_whose_bit_is_clear_are_no_data():
@@ -72,8 +76,8 @@ def test_sectors_whose_bit_is_clear_are_no_data():
     bitmap = head.bat[0] * SECTOR
     data[bitmap] = 0b01000001
     data[bitmap + 511] = 0
-    reader = VhdReader()
-    extents = [(item.offset, len(item.view)) for item in reader.feed(bytes(data))]
+    reader = VhdReader(len(data))
+    extents = [(item.offset, len(item.view)) for item in reader.feed(bytes(data)) if isinstance(item, Data)]
     reader.finish()
     sectors = {sector for offset, length in extents for sector in range(offset // SECTOR, (offset + length) // SECTOR)}
     assert sectors == {1, *range(7, BLOCK // SECTOR - 8)}
@@ -83,8 +87,8 @@ STREAM = stream_of(3 * BLOCK + SECTOR, {0: bytes(BLOCK), 3: b"\x22" * BLOCK})
 STRUCTURE = [*range(2048 + SECTOR), *range(len(STREAM) - SECTOR, len(STREAM))]
 
 
-def swallow(stream: bytes) -> None:
-    reader = VhdReader()
+def swallow(stream: bytes, length: int = 0) -> None:
+    reader = VhdReader(length or len(stream))
     for offset in range(0, len(stream), 1 << 20):
         for _ in reader.feed(stream[offset : offset + (1 << 20)]):
             pass
@@ -111,12 +115,12 @@ def test_a_flipped_byte_of_the_structure_is_found_or_harmless(position, flip):
 @given(st.integers(0, len(STREAM) - 1))
 def test_a_stream_that_is_cut_is_refused(length):
     with pytest.raises(FormatError):
-        swallow(STREAM[:length])
+        swallow(STREAM[:length], len(STREAM))
 
 
 def test_surplus_bytes_are_refused():
     with pytest.raises(FormatError):
-        swallow(STREAM + b"HTTP/1.1 500 Internal Error\r\n")
+        swallow(STREAM + b"HTTP/1.1 500 Internal Error\r\n", len(STREAM))
 
 
 def with_bat(*entries: int) -> bytes:
