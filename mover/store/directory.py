@@ -29,6 +29,8 @@ _FULL = {
 }
 # A new upload is locked right after its file is made; only files older than this are looked at when tidying up.
 _LITTER_AGE = 3600.0
+# Up to this size an object is read rather than mapped: each mapping holds a descriptor.
+_SMALL = 256 << 10
 
 
 class DirectoryBackend:
@@ -105,8 +107,8 @@ class DirectoryBackend:
             fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 size = os.fstat(fd).st_size
-                if not size:
-                    return memoryview(b"")
+                if size <= _SMALL:
+                    return memoryview(os.pread(fd, size, 0))
                 return memoryview(mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ))
             finally:
                 os.close(fd)

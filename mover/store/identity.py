@@ -42,10 +42,14 @@ class Identity:
 
     def checksum(self, *parts: bytes | memoryview) -> bytes:
         """What guards tables and records that have no id."""
-        hasher = blake3(key=self.check)
+        hasher = self.checker()
         for part in parts:
             hasher.update(part)
         return hasher.digest()
+
+    def checker(self) -> blake3:
+        """A checksum in the making: `update` it, and take its `digest`."""
+        return blake3(key=self.check)
 
 
 def _derive(store_key: bytes, name: str) -> bytes:

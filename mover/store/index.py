@@ -97,6 +97,17 @@ class IndexView:
                 return loaded.segment.packs[number].name
         return None
 
+    def usable(self, segment: Segment) -> npt.NDArray[np.bool_] | None:
+        """Which packs of a segment that is to be added are usable: all but those known not to be."""
+        unusable = {
+            pack
+            for loaded in self.segments
+            if loaded.usable is not None and loaded.name in segment.replaces
+            for pack, usable in zip(loaded.segment.packs, loaded.usable.tolist(), strict=True)
+            if not usable
+        }
+        return np.array([pack not in unusable for pack in segment.packs], np.bool_) if unusable else None
+
     def adding(self, loaded: Loaded) -> IndexView:
         """This view and one more segment; those it replaces are gone from it."""
         replaced = {loaded.name, *loaded.segment.replaces}
@@ -140,11 +151,12 @@ class Index:
             return self._view
 
     def add(self, name: SegmentName) -> None:
-        """Use a segment that was just published, whose packs are known to be there."""
+        """Use a segment that was just published. Its packs are as usable as they are in those it replaces."""
         data = self.backend.map(name.key)
-        loaded = Loaded(name, segments.parse(self.identity, data), data, None)
+        segment = segments.parse(self.identity, data)
         with self._lock:
-            self._view = (self._view or load(self.backend, self.identity)).adding(loaded)
+            view = self._view or load(self.backend, self.identity)
+            self._view = view.adding(Loaded(name, segment, data, view.usable(segment)))
 
 
 def load(backend: Backend, identity: Identity) -> IndexView:

@@ -26,6 +26,7 @@ ROW_LENGTH = 40
 MAX_LEVEL = 9
 _MAGIC = b"MVIDX\0\0\x01"
 _END = b"MVIDXEND"
+HEAD = _MAGIC + bytes(HEADER_LENGTH - len(_MAGIC))
 _FIELDS = struct.Struct("<QIIIBBH")
 _PACK = struct.Struct("<16sIB3xQ")
 _REPLACES = struct.Struct("<16sIB3x")
@@ -127,14 +128,14 @@ def encode(
     prefix = np.ascontiguousarray(keys[order, 0], "<u8")
     sorted_rows = rows[order]
     fence, window = make_fence(prefix)
-    head = _MAGIC + bytes(HEADER_LENGTH - len(_MAGIC))
-    columns = [head, prefix.tobytes(), sorted_rows.tobytes()]
-    return [*columns, encode_tables(identity, columns, len(prefix), fence, window, packs, replaces, level)]
+    columns = [HEAD, prefix.tobytes(), sorted_rows.tobytes()]
+    check = identity.checksum(*columns)
+    return [*columns, encode_tables(identity, check, len(prefix), fence, window, packs, replaces, level)]
 
 
 def encode_tables(
     identity: Identity,
-    columns: Sequence[bytes],
+    columns_check: bytes,
     count: int,
     fence: U32,
     window: int,
@@ -142,7 +143,7 @@ def encode_tables(
     replaces: Sequence[SegmentName],
     level: int,
 ) -> bytes:
-    """Everything after the columns."""
+    """Everything after the columns, whose checksum is `columns_check`."""
     tables = b"".join(
         [
             fence.astype("<u4").tobytes(),
@@ -151,13 +152,18 @@ def encode_tables(
         ]
     )
     trailer = _FIELDS.pack(count, len(packs), len(replaces), window, _bits(fence), level, 0) + bytes(32)
-    trailer += identity.checksum(*columns)
+    trailer += columns_check
     return tables + trailer + identity.checksum(tables, trailer) + _END
+
+
+def fence_bits(count: int) -> int:
+    """How many bits of an id name the window it is in, with `count` ids."""
+    return max((count // _WINDOW).bit_length(), 1)
 
 
 def make_fence(prefix: U64) -> tuple[U32, int]:
     """Where each window of the sorted `prefix` starts, and the length of the longest."""
-    bits = max((len(prefix) // _WINDOW).bit_length(), 1)
+    bits = fence_bits(len(prefix))
     edges = (np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits)).astype(np.uint64)
     fence = np.empty((1 << bits) + 1, np.uint32)
     fence[0] = 0

@@ -19,6 +19,7 @@ from mover.store.backend import Backend
 from mover.store.config import Config
 from mover.store.identity import Identity
 from mover.store.index import Index, IndexView, split_ids
+from mover.store.merge import due, merge
 from mover.store.names import DATA, META, PointName, SegmentName, new_writer_id
 from mover.store.pack_writer import PackWriter, Written
 from mover.store.pages import PageCache
@@ -217,6 +218,19 @@ class Writer:
             self._unpublished.clear()
             self._index.add(name)
             self._packs.indexed(split_ids(keys.tobytes()))
+            self._merge()
+
+    def _merge(self) -> None:
+        """Keep the number of segments small. Failing loses nothing: the segments merged are still there."""
+        while chosen := due(self._index.view):
+            merged = merge(self._backend, self._identity, chosen, self.wid, self._next_segment)
+            if merged is None:
+                return
+            self._next_segment += 1
+            self._index.add(merged)
+            for loaded in chosen:
+                if loaded.name not in {kept.name for kept in self._index.view.segments}:
+                    self._backend.delete(loaded.name.key)
 
 
 _ENTRY = np.dtype([("id", "V32"), ("offset", "<u4"), ("length", "<u4"), ("meta", "<u4"), ("check", "<u4")])

@@ -1,0 +1,145 @@
+"""Merging index segments, so that a lookup asks a few large ones instead of one for every commit there ever was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mover.store import segment as segments
+from mover.store.backend import Backend
+from mover.store.identity import Identity
+from mover.store.index import IndexView, Loaded
+from mover.store.names import SegmentName
+from mover.store.segment import I64, MAX_LEVEL, U64, PackEntry
+
+# So many segments of one level are left alone; one more, and they become one of the next level.
+MOST = 8
+# Entries sorted at a time: what bounds memory, whatever the size of the index.
+_SLICE = 256 << 10
+
+Rows = npt.NDArray[np.void]
+
+
+def due(view: IndexView) -> list[Loaded]:
+    """The segments that should be merged now: all of the lowest level that has too many, and all below it."""
+    for level in range(MAX_LEVEL):
+        chosen = [loaded for loaded in view.segments if loaded.name.level <= level]
+        if sum(loaded.name.level == level for loaded in chosen) > MOST:
+            return chosen
+    return []
+
+
+def merge(
+    backend: Backend, identity: Identity, chosen: Sequence[Loaded], wid: bytes, number: int
+) -> SegmentName | None:
+    """Write one segment in place of `chosen`, durable on return. None if none of them is fit to be merged.
+
+    A segment whose columns are damaged stays as it is: its damage must not get a new checksum. What the merged one
+    replaces may be deleted then; whoever has it mapped keeps it, and whoever misses it looks again.
+    """
+    intact = [loaded for loaded in chosen if segments.columns_intact(identity, loaded.data)]
+    if len(intact) < 2:
+        return None
+    name = SegmentName(max(loaded.name.level for loaded in intact) + 1, wid, number)
+    merging = _Merging(intact)
+    upload = backend.create(name.key)
+    try:
+        hasher = identity.checker()
+
+        def write(data: bytes) -> None:
+            hasher.update(data)
+            upload.write([data])
+
+        write(segments.HEAD)
+        counts, count = merging.write_prefixes(write)
+        merging.write_rows(write)
+        fence = np.concatenate([np.zeros(1, np.uint64), np.cumsum(counts)]).astype(np.uint32)
+        window = int(counts.max(initial=0)) or 1
+        replaces = [loaded.name for loaded in intact]
+        upload.write(
+            [
+                segments.encode_tables(
+                    identity, hasher.digest(), count, fence, window, merging.packs, replaces, name.level
+                )
+            ]
+        )
+        return name if upload.commit() else None
+    finally:
+        upload.abort()
+
+
+@dataclass
+class _Merging:
+    """The entries of several segments in order, a slice of all possible ids at a time."""
+
+    sources: Sequence[Loaded]
+
+    def __post_init__(self) -> None:
+        self.packs: list[PackEntry] = sorted({pack for one in self.sources for pack in one.segment.packs}, key=_by_name)
+        numbers = {pack: number for number, pack in enumerate(self.packs)}
+        self._renumbered = [np.array([numbers[pack] for pack in one.segment.packs], np.uint32) for one in self.sources]
+        total = sum(len(one.segment) for one in self.sources)
+        self._slices = 1 << (total // _SLICE).bit_length()
+        self._bits = segments.fence_bits(total)
+
+    def write_prefixes(self, write: Callable[[bytes], None]) -> tuple[U64, int]:
+        """The first column; how many entries fall between neighbours of the fence, and how many there are."""
+        counts = np.zeros(1 << self._bits, np.uint64)
+        count = 0
+        for prefix, _ in self._entries():
+            buckets = (prefix >> np.uint64(64 - self._bits)).astype(np.int64)
+            if len(buckets):
+                low = int(buckets[0])
+                found = np.bincount(buckets - low)
+                counts[low : low + len(found)] += found.astype(np.uint64)
+            count += len(prefix)
+            write(prefix.tobytes())
+        return counts, count
+
+    def write_rows(self, write: Callable[[bytes], None]) -> None:
+        """The second column."""
+        for _, rows in self._entries():
+            write(rows.tobytes())
+
+    def _entries(self) -> Iterator[tuple[U64, Rows]]:
+        for number in range(self._slices):
+            low = number << 64 - self._slices.bit_length() + 1
+            high = (number + 1 << 64 - self._slices.bit_length() + 1) - 1
+            yield self._slice(low, high)
+
+    def _slice(self, low: int, high: int) -> tuple[U64, Rows]:
+        """Entries with prefixes from `low` to `high`, each id once, from a usable pack if there is one."""
+        prefixes: list[U64] = []
+        rows: list[Rows] = []
+        unusable: list[npt.NDArray[np.bool_]] = []
+        for source, renumbered in zip(self.sources, self._renumbered, strict=True):
+            segment = source.segment
+            start = int(np.searchsorted(segment.prefix, np.uint64(low)))
+            end = int(np.searchsorted(segment.prefix, np.uint64(high), side="right"))
+            part = segment.rows[start:end].copy()
+            valid = part["pack"] < len(renumbered)
+            part = part[valid]
+            usable = np.ones(len(part), np.bool_) if source.usable is None else source.usable[part["pack"]]
+            part["pack"] = renumbered[part["pack"]] if len(renumbered) else part["pack"]
+            prefixes.append(segment.prefix[start:end][valid])
+            rows.append(part)
+            unusable.append(~usable)
+        prefix, row = np.concatenate(prefixes), np.concatenate(rows)
+        bad = np.concatenate(unusable)
+        order: I64 = np.lexsort((bad, prefix))
+        alike = prefix[order][1:] == prefix[order][:-1]
+        same = alike & (row["rest"][order][1:] == row["rest"][order][:-1]).all(axis=1)
+        if (alike != same).any():
+            # Different ids with the same first eight bytes: only all four words bring equal ones together.
+            rest = row["rest"]
+            order = np.lexsort((bad, rest[:, 2], rest[:, 1], rest[:, 0], prefix))
+            same = (prefix[order][1:] == prefix[order][:-1]) & (rest[order][1:] == rest[order][:-1]).all(axis=1)
+        first = np.concatenate([np.ones(min(len(order), 1), np.bool_), ~same])
+        return prefix[order][first], row[order][first]
+
+
+def _by_name(pack: PackEntry) -> tuple[bytes, int, int, int]:
+    return pack.name.wid, pack.name.kind, pack.name.seq, pack.size
