@@ -11,9 +11,9 @@ from contextlib import aclosing
 from mover.events import DiskFinished, DiskPlanned, DiskProgress, Emit
 from mover.pipeline.outflow import blocks_in_order
 from mover.store import DiskReader, Point, PointDisk, Store
-from protocol import vhd
 from protocol.arena import Arena
 from protocol.extent import Extent, align, split, total
+from protocol.vhd import BLOCK_SIZE, MAX_SIZE, VhdWriter, stream_length
 from protocol.xapi import Transfers
 
 _REPORT_EVERY = 0.2
@@ -45,9 +45,9 @@ async def import_disk(
             )
         )
 
-    if disk.size <= vhd.MAX_SIZE:
+    if disk.size <= MAX_SIZE:
         blocks = list(_vhd_blocks(extents, disk.size))
-        length = vhd.stream_length(disk.size, len(blocks))
+        length = stream_length(disk.size, len(blocks))
         body = _vhd_stream(reader, disk.size, blocks, arena, executor, progress)
         async with aclosing(body):
             await transfers.import_vdi(vdi, format="vhd", length=length, body=body)
@@ -77,9 +77,9 @@ async def import_disk(
 def _vhd_blocks(extents: list[Extent], size: int) -> list[Extent]:
     """The blocks of a VHD that hold any of `extents`; the last may be cut by the disk's end."""
     return [
-        Extent(offset, min(vhd.BLOCK_SIZE, size - offset))
-        for run in align(extents, vhd.BLOCK_SIZE, size)
-        for offset in range(run.offset, run.end, vhd.BLOCK_SIZE)
+        Extent(offset, min(BLOCK_SIZE, size - offset))
+        for run in align(extents, BLOCK_SIZE, size)
+        for offset in range(run.offset, run.end, BLOCK_SIZE)
     ]
 
 
@@ -99,10 +99,6 @@ class _Ticker:
             self._report(self._done)
 
 
-# The streams below copy each block once: a transport may keep what it is given long after `write` returned, and the
-# slot under the view is reused by then.
-
-
 async def _vhd_stream(
     reader: DiskReader,
     size: int,
@@ -110,26 +106,26 @@ async def _vhd_stream(
     arena: Arena,
     executor: Executor,
     report: Callable[[int], None],
-) -> AsyncGenerator[bytes, None]:
+) -> AsyncGenerator[bytes | memoryview, None]:
     ticker = _Ticker(report)
-    writer = vhd.VhdWriter(size, [block.offset // vhd.BLOCK_SIZE for block in blocks], creator=b"tap\0")
+    writer = VhdWriter(size, [block.offset // BLOCK_SIZE for block in blocks], creator=b"tap\0")
     yield writer.head()
     async with aclosing(blocks_in_order(reader, blocks, arena, executor)) as contents:
         async for block, view in contents:
             yield writer.block_prefix()
-            yield bytes(view)
-            if block.length < vhd.BLOCK_SIZE:
-                yield bytes(vhd.BLOCK_SIZE - block.length)
+            yield view
+            if block.length < BLOCK_SIZE:
+                yield bytes(BLOCK_SIZE - block.length)
             ticker.add(block.length)
     yield writer.trailer()
 
 
 async def _raw_stream(
     reader: DiskReader, size: int, arena: Arena, executor: Executor, report: Callable[[int], None]
-) -> AsyncGenerator[bytes, None]:
+) -> AsyncGenerator[bytes | memoryview, None]:
     ticker = _Ticker(report)
     whole = split([Extent(0, size)], arena.slot_size)
     async with aclosing(blocks_in_order(reader, whole, arena, executor)) as contents:
         async for block, view in contents:
-            yield bytes(view)
+            yield view
             ticker.add(block.length)
