@@ -1,0 +1,68 @@
+"""Which restore points a retention policy keeps. A pure function of the points' times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mover.job.model import RetentionSection
+from mover.store import Point
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A point, and the rules that keep it; none: it can go."""
+
+    point: Point
+    rules: tuple[str, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether any rule keeps it."""
+        return bool(self.rules)
+
+
+def judge(points: Iterable[Point], policy: RetentionSection) -> list[Verdict]:
+    """Say for each point which rules keep it, oldest first.
+
+    Each VM is judged by itself. The newest point of a VM is always kept, and so is the newest one whose snapshots the
+    next incremental starts from; a policy without any rule keeps everything. Periods are those of UTC, and the newest
+    point of a period stands for it.
+    """
+    by_vm: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda point: (point.record.created, point.name)):
+        by_vm.setdefault(point.record.vm_uuid, []).append(point)
+    verdicts = [verdict for own in by_vm.values() for verdict in _judge_vm(own, policy)]
+    return sorted(verdicts, key=lambda verdict: (verdict.point.record.created, verdict.point.name))
+
+
+def _judge_vm(points: list[Point], policy: RetentionSection) -> list[Verdict]:
+    rules: dict[str, list[str]] = {point.id: [] for point in points}
+    rules[points[-1].id].append("newest")
+    base = next((p for p in reversed(points) if any(disk.snapshot_uuid for disk in p.record.disks)), None)
+    if base is not None:
+        rules[base.id].append("base of the next incremental")
+    limits = [(name, getattr(policy, f"keep_{name}"), period) for name, period in _PERIODS]
+    if not policy.keep_last and not any(limit for _, limit, _ in limits):
+        for point in points:
+            rules[point.id].append("no policy")
+    for point in points[len(points) - min(policy.keep_last, len(points)) :]:
+        rules[point.id].append("last")
+    for name, limit, period in limits:
+        seen: set[object] = set()
+        for point in reversed(points):
+            key = period(datetime.fromtimestamp(point.record.created, UTC))
+            if key not in seen and len(seen) < limit:
+                seen.add(key)
+                rules[point.id].append(name)
+    return [Verdict(point, tuple(rules[point.id])) for point in points]
+
+
+_PERIODS: tuple[tuple[str, Callable[[datetime], object]], ...] = (
+    ("hourly", lambda time: (time.date(), time.hour)),
+    ("daily", lambda time: time.date()),
+    ("weekly", lambda time: time.isocalendar()[:2]),
+    ("monthly", lambda time: (time.year, time.month)),
+    ("yearly", lambda time: time.year),
+)

@@ -1,0 +1,78 @@
+"""What a retention policy must never let go, and what it must."""
+
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mover.job.model import RetentionSection
+from mover.retention import judge
+from mover.store import Point, PointDisk, PointRecord
+from mover.store.names import PointName
+
+HOUR = 3600.0
+START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+
+
+def point(number: int, hours: float, vm: str = "vm", snapshot: str | None = None) -> Point:
+    disk = PointDisk(position="0", name="d", vdi_uuid="v", size=1, root=bytes(32), snapshot_uuid=snapshot)
+    record = PointRecord(vm_uuid=vm, vm_name=vm, created=START + hours * HOUR, disks=[disk])
+    return Point(f"{number:016x}", PointName(f"{number:032x}", 0), record)
+
+
+counts = st.integers(0, 5)
+policies = st.builds(
+    RetentionSection,
+    keep_last=counts,
+    keep_hourly=counts,
+    keep_daily=counts,
+    keep_weekly=counts,
+    keep_monthly=counts,
+    keep_yearly=counts,
+)
+histories = st.lists(
+    st.tuples(st.integers(0, 20_000), st.sampled_from("ab"), st.booleans()), min_size=1, max_size=40
+).map(lambda items: [point(n, hours, vm, "s" if base else None) for n, (hours, vm, base) in enumerate(items)])
+
+
+@given(histories, policies)
+def test_every_vm_keeps_its_newest_point_and_the_base_of_its_next_incremental(points, policy):
+    kept = [verdict.point for verdict in judge(points, policy) if verdict.kept]
+    for vm in {point.record.vm_uuid for point in points}:
+        own = sorted((p for p in points if p.record.vm_uuid == vm), key=lambda p: (p.record.created, p.name))
+        assert own[-1] in kept
+        based = [p for p in own if p.record.disks[0].snapshot_uuid]
+        assert not based or based[-1] in kept
+
+
+@given(histories, policies)
+def test_no_rule_keeps_more_than_its_number(points, policy):
+    verdicts = judge(points, policy)
+    assert len(verdicts) == len(points)
+    for vm in "ab":
+        own = [verdict for verdict in verdicts if verdict.point.record.vm_uuid == vm]
+        for rule in ("last", "hourly", "daily", "weekly", "monthly", "yearly"):
+            assert sum(rule in verdict.rules for verdict in own) <= getattr(policy, f"keep_{rule}")
+
+
+@given(histories)
+def test_without_a_policy_everything_stays(points):
+    assert all(verdict.kept for verdict in judge(points, RetentionSection()))
+
+
+@given(histories, policies, st.integers(1, 3))
+def test_what_was_let_go_does_not_change_what_is_kept(points, policy, times):
+    kept = [verdict.point for verdict in judge(points, policy) if verdict.kept]
+    for _ in range(times):
+        again = [verdict.point for verdict in judge(kept, policy) if verdict.kept]
+        assert set(map(id, again)) <= set(map(id, kept))
+        assert len(again) == len(kept)
+
+
+def test_a_year_of_daily_points():
+    points = [point(day, 24.0 * day + 1) for day in range(365)]
+    policy = RetentionSection(keep_last=3, keep_daily=14, keep_weekly=8, keep_monthly=12)
+    kept = [verdict for verdict in judge(points, policy) if verdict.kept]
+    assert sum("monthly" in verdict.rules for verdict in kept) == 12
+    assert [verdict.point.id for verdict in kept if "last" in verdict.rules] == [p.id for p in points[-3:]]
+    assert 24 <= len(kept) <= 14 + 8 + 12
