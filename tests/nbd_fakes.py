@@ -18,7 +18,7 @@ class Manner:
     """How one connection is treated. Numbers count the reads that are still answered properly."""
 
     refuse: bool = False  # closed before any byte, as when the server has too many
-    close_after: int | None = None  # closed without a word
+    close_after: int | None = None  # closed without a word; -1: right after the handshake
     stall_after: int | None = None  # no answer any more
     error_after: int | None = None  # EIO, and then the connection ends
     cut_after: int | None = None  # the reply's head and half of the data, then closed
@@ -90,6 +90,8 @@ async def _serve(fake: Fake, reader: asyncio.StreamReader, writer: asyncio.Strea
     fake.exports.append(payload.decode())
     size = manner.size or fake.size
     writer.write(struct.pack(">QH", size, 3) + bytes(124))
+    if manner.close_after == -1:
+        return
     answered = 0
     while True:
         magic, _, kind, handle, offset, length = struct.unpack(">IHHQQI", await reader.readexactly(28))

@@ -56,6 +56,11 @@ class Connection:
         return self._handle is None
 
     @property
+    def error(self) -> NbdError | None:
+        """What ended the connection; None while it is open."""
+        return self._error
+
+    @property
     def in_flight(self) -> int:
         """The number of reads that wait for their answer."""
         return len(self._pending)

@@ -39,6 +39,8 @@ class Observed:
 
     WINDOW = 64
     ENOUGH = 3
+    # A first answer that took longer than this (seconds) is no accident: one is enough then.
+    EVIDENT = 4e-3
     ASSUMED_BANDWIDTH = 100e6
     # Below this latency (seconds) merging saves nothing worth reading more than was asked for.
     NEGLIGIBLE = 0.5e-3
@@ -55,7 +57,7 @@ class Observed:
     @property
     def known(self) -> bool:
         """Whether enough requests were seen to rely on."""
-        return self._count >= self.ENOUGH
+        return self._count >= self.ENOUGH or (self._count > 0 and self.latency >= self.EVIDENT)
 
     @property
     def gap(self) -> int:
@@ -111,6 +113,16 @@ class Planner:
     def exhausted(self) -> bool:
         """Whether `next` has nothing to give (for now: requests may come back)."""
         return not self._returned and self._index >= len(self._extents)
+
+    @property
+    def left(self) -> int:
+        """About how many requests are left: no more than there are extents, or stretches of `limit` bytes."""
+        extents = len(self._extents) - self._index
+        if not extents:
+            return len(self._returned)
+        stretch = self._extents[-1].end - max(self._extents[self._index].offset, self._position)
+        stretches = -(-stretch // self._limit)
+        return len(self._returned) + (stretches if extents == 1 else min(stretches, extents))
 
     def give_back(self, request: Request) -> None:
         """A request that failed: somebody else gets it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from protocol.arena import Arena
-from protocol.errors import NbdCertificateError, NbdConnectError, NbdError
+from protocol.errors import NbdCertificateError, NbdConnectError, NbdError, ProtocolError
 from protocol.extent import Extent
 from protocol.nbd.budget import Budget, Lease
 from protocol.nbd.connection import Connection, connect
@@ -180,7 +180,7 @@ class NbdReader:
         """Open one connection. Raises `NbdError` if that fails."""
         seat.clear()
         if seat.failures:
-            await self._directory.refresh()
+            await self._locate_again()
         busy = [connection.endpoint for other in self._seats if (connection := other.live())]
         endpoint = self._directory.choose(busy)
         lease = await self._budget.acquire(endpoint.host, self._timeouts.slot, first=not busy)
@@ -196,6 +196,17 @@ class NbdReader:
         self._directory.note(endpoint, failed=False)
         seat.connection, seat.lease = connection, lease
         return connection
+
+    async def _locate_again(self) -> None:
+        """Ask for the endpoints anew. A pool that does not answer right now is one more failure of this kind."""
+        try:
+            await self._directory.refresh()
+        except NbdError:
+            raise
+        except ProtocolError as error:
+            if not error.transient:
+                raise
+            raise NbdConnectError("(none)", f"where the disk is cannot be found out: {error}") from error
 
     async def _pause_after(self, seat: _Seat, error: NbdError) -> None:
         """Wait before the next try at this seat. Raises `error` if there must not be one."""
@@ -239,7 +250,13 @@ class _Run:
         self._connecting: set[asyncio.Task[object]] = set()
         self._given_up = 0
         patience = reader._patience
-        self._work = Work(planner, stall=patience.stall, attempts=patience.attempts, finished=self._finished)
+        self._work = Work(
+            planner,
+            lanes=len(reader._seats),
+            stall=patience.stall,
+            attempts=patience.attempts,
+            finished=self._finished,
+        )
 
     async def run(self) -> ReadStats:
         if not self._work.complete:
@@ -304,7 +321,7 @@ class _Run:
                     carriers.create_task(self._carry(crew, muster))
 
             muster(self._reader._depth if observed.known else 1)
-        return crew.lost
+        return crew.lost or connection.error
 
     async def _carry(self, crew: _Crew, muster: Callable[[int], None]) -> None:
         """Read and deliver one request after the other."""

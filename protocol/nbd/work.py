@@ -33,10 +33,13 @@ class Work:
 
     _PATIENCE = 8.0
 
-    def __init__(self, planner: Planner, *, stall: float, attempts: int, finished: Callable[[], None]) -> None:
+    def __init__(
+        self, planner: Planner, *, lanes: int, stall: float, attempts: int, finished: Callable[[], None]
+    ) -> None:
         self.hedged = 0
         self.retried = 0
         self._planner = planner
+        self._lanes = lanes
         self._stall = stall
         self._attempts = attempts
         self._finished = finished
@@ -51,9 +54,14 @@ class Work:
         return self._planner.exhausted and not self._flights
 
     def waiting(self, lane: int) -> bool:
-        """Whether there is something for `lane` to carry right now."""
+        """Whether there is something for `lane` to carry right now.
+
+        The last requests are not queued behind another one on the same connection: other lanes answer them sooner.
+        """
         if not self._planner.exhausted:
-            return True
+            return self._planner.left > self._lanes or not any(
+                lane in flight.lanes for flight in self._flights.values()
+            )
         now = time.monotonic()
         return any(flight.stalled_at <= now for flight in self._foreign(lane))
 
@@ -75,6 +83,8 @@ class Work:
 
     def pull(self, lane: int, observed: Observed) -> Flight | None:
         """The next request for `lane`, or None if somebody else was faster."""
+        if not self.waiting(lane):
+            return None
         request = self._planner.next(observed)
         now = time.monotonic()
         if request is None:
@@ -95,6 +105,7 @@ class Work:
             return False
         del self._flights[flight.request.offset]
         self._settle()
+        self._wake()
         return True
 
     def failed(self, flight: Flight, lane: int, error: NbdError) -> None:
@@ -118,7 +129,6 @@ class Work:
     def _settle(self) -> None:
         if self.complete:
             self._finished()
-            self._wake()
 
     def _wake(self) -> None:
         for waiter in self._idle:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from protocol.arena import Arena
-from protocol.errors import NbdConnectError, NbdError, NbdRequestError
+from protocol.errors import NbdConnectError, NbdError, NbdRequestError, PoolUnreachableError, XapiError
 from protocol.extent import Extent
-from protocol.nbd import Patience, Retry, Timeouts, open_reader
+from protocol.nbd import Endpoint, Patience, Retry, Timeouts, open_reader
 from tests.nbd_fakes import Manner, fake_server
 from tests.nbd_fixtures import KiB, MiB, Sink, at, budget, nbdkit, needs_nbdkit, nothing_left, plain
 
@@ -148,3 +149,36 @@ async def test_a_disk_of_another_size_is_refused(tmp_path: Path) -> None:
         async with open_reader(locate, budget=budget(tmp_path), patience=HASTY) as reader:
             with pytest.raises(NbdConnectError, match="8388608 bytes instead of 16777216"):
                 await reader.read(WHOLE, Arena(6, 256 * KiB), Sink().take)
+
+
+async def test_a_server_that_hangs_up_after_every_handshake_is_an_error(tmp_path: Path) -> None:
+    async with fake_server(Manner(close_after=-1)) as fake:
+        async with open_reader(at(plain(fake.port)), budget=budget(tmp_path), patience=HASTY) as reader:
+            with pytest.raises(NbdConnectError, match="no connection is left"):
+                await reader.read(WHOLE, Arena(6, 256 * KiB), Sink().take)
+        assert fake.connections <= 1 + 4 * HASTY.tries
+
+
+@pytest.mark.parametrize("transient", [True, False])
+async def test_the_pool_fails_while_connections_are_renewed(tmp_path: Path, transient: bool) -> None:
+    """A pool that is away for a moment is asked again; one that says no ends the read with its own words."""
+    asked = 0
+
+    async def locate() -> Sequence[Endpoint]:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise PoolUnreachableError("https://pool", "away") if transient else XapiError("HANDLE_INVALID")
+        return [plain(fake.port)]
+
+    sink = Sink()
+    async with (
+        fake_server(Manner(close_after=3), Manner()) as fake,
+        open_reader(locate, connections=1, budget=budget(tmp_path), patience=HASTY) as reader,
+    ):
+        if transient:
+            await reader.read(WHOLE, Arena(6, 256 * KiB), sink.take)
+            sink.check(WHOLE)
+        else:
+            with pytest.raises(XapiError, match="HANDLE_INVALID"):
+                await reader.read(WHOLE, Arena(6, 256 * KiB), sink.take)
