@@ -18,7 +18,7 @@ from mover.store.segment import I64, MAX_LEVEL, U64, PackEntry
 # So many segments of one level are left alone; one more, and they become one of the next level.
 MOST = 8
 # Entries sorted at a time: what bounds memory, whatever the size of the index.
-_SLICE = 256 << 10
+_SLICE = 128 << 10
 
 Rows = npt.NDArray[np.void]
 
@@ -109,6 +109,8 @@ class _Merging:
             low = number << 64 - self._slices.bit_length() + 1
             high = (number + 1 << 64 - self._slices.bit_length() + 1) - 1
             yield self._slice(low, high)
+            for source in self.sources:
+                segments.release_pages(source.data)
 
     def _slice(self, low: int, high: int) -> tuple[U64, Rows]:
         """Entries with prefixes from `low` to `high`, each id once, from a usable pack if there is one."""

@@ -6,6 +6,7 @@ windows of the whole batch, a second one the remaining 24 bytes of those that ma
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _FIELDS = struct.Struct("<QIIIBBH")
 _PACK = struct.Struct("<16sIB3xQ")
 _REPLACES = struct.Struct("<16sIB3x")
 _CHECKED = 88
+# Large segments are hashed in pieces of this size, smaller ones are left mapped.
+_PIECE = 8 << 20
 # About this many ids share a window.
 _WINDOW = 8
 # A wider window than this is searched by bisection: ids of one store do not bunch, unless somebody makes them.
@@ -216,4 +219,15 @@ def columns_intact(identity: Identity, data: memoryview) -> bool:
     """Whether the columns are what was written. `data` is one that `parse` took."""
     trailer = data[-TRAILER_LENGTH:]
     (count,) = struct.unpack_from("<Q", trailer)
-    return identity.checksum(data[: HEADER_LENGTH + (8 + ROW_LENGTH) * count]) == bytes(trailer[56:_CHECKED])
+    end = HEADER_LENGTH + (8 + ROW_LENGTH) * count
+    hasher = identity.checker()
+    for start in range(0, end, _PIECE):
+        hasher.update(data[start : min(start + _PIECE, end)])
+        release_pages(data)
+    return hasher.digest() == bytes(trailer[56:_CHECKED])
+
+
+def release_pages(data: memoryview, start: int = 0) -> None:
+    """Let go of the mapped pages from byte `start` on. They stay in the page cache; touching them faults them in."""
+    if isinstance(data.obj, mmap.mmap) and len(data) > _PIECE:
+        data.obj.madvise(mmap.MADV_DONTNEED, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE)

@@ -18,7 +18,7 @@ from mover.store import segment as segments
 from mover.store.backend import Backend
 from mover.store.config import Config
 from mover.store.identity import Identity
-from mover.store.index import Index, IndexView, split_ids
+from mover.store.index import Index, split_ids
 from mover.store.merge import due, merge
 from mover.store.names import DATA, META, PointName, SegmentName, new_writer_id
 from mover.store.pack_writer import PackWriter, Written
@@ -32,8 +32,6 @@ from mover.store.tree import Tree
 
 # After this many new records an index segment is published, so that a run that is killed has not worked for nothing.
 _PUBLISH_RECORDS = 128 << 10
-# Mapped pages of a large index count as ours; after this many lookups they are given back.
-_LOOKUPS_PER_RELEASE = 64 << 10
 
 
 class Writer:
@@ -61,7 +59,6 @@ class Writer:
         self._unpublished: list[Written] = []
         self._next_segment = 0
         self._next_point = 0
-        self._lookups = 0
         self._publishing = Lock()
         self._committing = Lock()
 
@@ -159,7 +156,6 @@ class Writer:
             return [], 0
         view = self._index.view
         made = [make(id) for id, known in zip(left, view.contains(left), strict=True) if not known]
-        self._release_pages(view, len(left))
         if not made:
             return [], 0
 
@@ -171,12 +167,6 @@ class Writer:
             return [record for record, known in zip(records, known, strict=True) if not known]
 
         return self._packs.append(pack_kind, made, meanwhile)
-
-    def _release_pages(self, view: IndexView, lookups: int) -> None:
-        self._lookups += lookups
-        if self._lookups > _LOOKUPS_PER_RELEASE:
-            self._lookups = 0
-            view.release_pages()
 
     def _write_pages(self, encoded: Sequence[bytes]) -> list[bytes]:
         ids = [self._identity.page_id(data) for data in encoded]
