@@ -31,7 +31,7 @@ _REP_ACK = 1
 _OPT_REPLY = struct.Struct(">QIII")
 
 # Large enough that the plain bytes move in few system calls, small enough to stay in the cache on the way.
-_CHUNK = 256 << 10
+_CHUNK = 512 << 10
 # How long `close` waits, in seconds, for a request that stands in the way of ending politely.
 _GOODBYE = 0.1
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -53,7 +53,7 @@ class Relay:
         self._cut = sock.dup()  # TLS takes the socket itself over; this one can still shut the connection down
         self._near, self._far = socket.socketpair()
         for end in (self._near, self._far):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _CHUNK)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _CHUNK)
         self._thread = threading.Thread(target=self._run, name=f"nbd-tls {server}", daemon=True)
         self._thread.start()
 
