@@ -59,8 +59,8 @@ def seal(id: bytes, kind: int, data: bytes | memoryview, compressor: zstandard.Z
     if compressor is not None:
         frame = compressor.compress(data)
         if len(frame) <= length - (length >> 5):
-            return Record(id, length | kind << 24 | ZSTD << 28, frame, xxh3_64_intdigest(frame))
-    return Record(id, length | kind << 24, data, xxh3_64_intdigest(data))
+            return Record(id, pack_meta(length, kind, ZSTD), frame, xxh3_64_intdigest(frame))
+    return Record(id, pack_meta(length, kind, RAW), data, xxh3_64_intdigest(data))
 
 
 def compressor(level: int) -> zstandard.ZstdCompressor:
@@ -92,17 +92,6 @@ def check_sum(stored: memoryview) -> bool:
     """Whether the payload is what its checksum says, as far as 64 bits of XXH3 can tell."""
     check: int = _HEADER.unpack_from(stored)[5]
     return xxh3_64_intdigest(stored[HEADER_LENGTH:]) == check
-
-
-def parse_header(data: memoryview) -> tuple[bytes, int, int] | None:
-    """Id, meta and payload length of the record header at the start of `data`, or None if there is none."""
-    if len(data) < HEADER_LENGTH:
-        return None
-    magic, length, meta, reserved, id, _ = _HEADER.unpack_from(data)
-    raw_length = meta & 0xFFFFFF
-    if magic != _MAGIC or reserved or raw_length > MAX_RAW or length > raw_length:
-        return None
-    return id, meta, length
 
 
 def expand(data: memoryview, meta: int, decompressor: zstandard.ZstdDecompressor) -> bytes | memoryview:
