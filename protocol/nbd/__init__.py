@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from protocol.nbd.connection import Connection, connect
     from protocol.nbd.endpoint import Endpoint, Timeouts
     from protocol.nbd.plan import Observed, Planner, Request
-    from protocol.nbd.reader import Block, NbdReader, Patience, ReadStats, Retry, open_reader
+    from protocol.nbd.reader import NbdReader, open_reader
+    from protocol.nbd.terms import Block, Patience, ReadStats, Retry
 
 __all__ = [
     "Block",
@@ -41,6 +42,10 @@ _HOME = {
     "Observed": "plan",
     "Planner": "plan",
     "Request": "plan",
+    "Block": "terms",
+    "Patience": "terms",
+    "ReadStats": "terms",
+    "Retry": "terms",
 }
 
 
