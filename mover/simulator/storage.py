@@ -65,12 +65,13 @@ class Disks:
     """
 
     def __init__(self, directory: Path, *, coalesce: bool = True) -> None:
+        self.directory = directory
         self.capacity: int | None = None
         self.bitmap_padding = 0
         self._coalesce = coalesce
         self._state = directory / "disks.json"
-        self._directory = directory / "nodes"
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._nodes_in = directory / "nodes"
+        self._nodes_in.mkdir(parents=True, exist_ok=True)
         self._logs = CbtLogs(directory / "cbt")
         self._nodes: dict[str, Node] = {}
         self._disks: dict[str, _Disk] = {}
@@ -226,7 +227,7 @@ class Disks:
             data = list(data_of(file.fileno(), size))
             for extent in data:
                 self._make_room(node, extent.offset // GRANULE, granules(extent.end))
-            if not move or path.stat().st_dev != self._directory.stat().st_dev:
+            if not move or path.stat().st_dev != self._nodes_in.stat().st_dev:
                 for extent in data:
                     copy_range(file.fileno(), node.fd, extent.offset, extent.length)
             else:
@@ -308,7 +309,7 @@ class Disks:
     _writable = _readable
 
     def _new_node(self, parent: Node | None, size: int) -> Node:
-        node = Node(self._directory, uuid4().hex, parent, size)
+        node = Node(self._nodes_in, uuid4().hex, parent, size)
         self._nodes[node.name] = node
         return node
 
@@ -400,11 +401,11 @@ class Disks:
         state = (
             msgspec.json.decode(self._state.read_bytes(), type=_State) if self._state.exists() else _State({}, {}, {})
         )
-        for path in self._directory.iterdir():
+        for path in self._nodes_in.iterdir():
             if path.stem not in state.nodes:
                 path.unlink()
         for name, saved in state.nodes.items():
-            self._nodes[name] = Node(self._directory, name, None, saved.size)
+            self._nodes[name] = Node(self._nodes_in, name, None, saved.size)
         for name, saved in state.nodes.items():
             self._nodes[name].parent = self._nodes[saved.parent] if saved.parent else None
         for node in self._nodes.values():
