@@ -53,7 +53,7 @@ async def export_raw(disks: Disks, uuid: str, send: Send) -> None:
     await _send_range(disks, uuid, Extent(0, disks.size(uuid)), send)
 
 
-async def export_vhd(disks: Disks, uuid: str, base_uuid: str | None, send: Send) -> None:
+async def export_vhd(disks: Disks, uuid: str, base_uuid: str | None, send: Send, *, creator: bytes = b"caml") -> None:
     """Send the disk as a dynamic VHD, or what may differ from `base_uuid` as a differencing one.
 
     A block of 2 MiB is in it if any file of the chain holds a part of it; with a base, any file that is only in one of
@@ -66,7 +66,7 @@ async def export_vhd(disks: Disks, uuid: str, base_uuid: str | None, send: Send)
         blocks = _blocks(disks, uuid, base_uuid)
         # The id of the base is that of its file in the repository, not of anything exported before.
         parent = None if base_uuid is None else (_file_id(base_uuid), f"/run/sr-mount/simulated/{base_uuid}.vhd")
-        writer = VhdWriter(size, [block.offset // BLOCK_SIZE for block in blocks], creator=b"caml", parent=parent)
+        writer = VhdWriter(size, [block.offset // BLOCK_SIZE for block in blocks], creator=creator, parent=parent)
         head = bytearray(writer.head())
         head[_LOCATOR] = bytes(SECTOR)  # the server leaves the place of the locator's text empty
         await send.write(bytes(head))
