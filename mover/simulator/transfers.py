@@ -1,0 +1,265 @@
+"""The HTTP handlers for bulk data, with their manners.
+
+The head of the answer goes out before anything is read or attached, so success is what the task says. What fails after
+that is written as a whole `500` response into the body. Nothing announces a length; the end is the close.
+
+Source: xen-api ocaml/xapi/export_raw_vdi.ml, import_raw_vdi.ml, export.ml, xapi_http.ml.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import NamedTuple
+
+from mover.simulator import vdi_stream
+from mover.simulator.attachment import Attachments
+from mover.simulator.failure import Failure, storage_failure
+from mover.simulator.faults import HttpFault
+from mover.simulator.http import Connection, HangUpError, Request, Routes, page, respond
+from mover.simulator.ova import export_metadata
+from mover.simulator.pool import Host, Pool
+from mover.simulator.storage import StorageError
+from mover.simulator.vdi import refresh_disk
+from mover.simulator.vdi_stream import StreamError
+
+_TYPES = {"raw": "application/octet-stream", "vhd": "application/vhd"}
+_IO_ERROR = Failure("VDI_IO_ERROR", "Device I/O errors")
+
+
+class _Caller(NamedTuple):
+    """In whose name: a session, and whether it was made for this request alone."""
+
+    session: str
+    temporary: bool
+
+
+class TransferHandlers:
+    """The handlers of one host."""
+
+    def __init__(self, pool: Pool, host: Host, attachments: Attachments, ids: count[int]) -> None:
+        self._pool = pool
+        self._host = host
+        self._attachments = attachments
+        self._ids = ids
+
+    def add_to(self, routes: Routes) -> None:
+        """Serve them."""
+        routes.add("GET", "/export_raw_vdi", self._authenticated(self._export_vdi))
+        routes.add("PUT", "/import_raw_vdi", self._authenticated(self._import_vdi))
+        routes.add("GET", "/export_metadata", self._authenticated(self._export_metadata))
+
+    # -- who and where -----------------------------------------------------------------------------------------------
+
+    def _authenticated(
+        self, handler: Callable[[Request, Connection, str], Awaitable[None]]
+    ) -> Callable[[Request, Connection], Awaitable[bool]]:
+        async def handle(request: Request, connection: Connection) -> bool:
+            caller = self._caller(request)
+            if caller is None:
+                realm = {"WWW-Authenticate": 'Basic realm="XenSource"'}
+                await respond(connection, "401 Unauthorised", page("Authentication failed"), headers=realm)
+                return False
+            try:
+                await handler(request, connection, caller.session)
+            finally:
+                if caller.temporary and self._pool.sessions.alive(caller.session):
+                    self._pool.sessions.close(caller.session)
+            return False
+
+        return handle
+
+    def _caller(self, request: Request) -> _Caller | None:
+        """Cookie, then query, then basic authentication."""
+        sessions = self._pool.sessions
+        session = _parameter(request, "session_id")
+        if session is not None:
+            return _Caller(session, False) if sessions.alive(session) else None
+        scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "basic":
+            return None
+        try:
+            username, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except ValueError:
+            return None
+        if not sessions.authentic(username, password):
+            return None
+        return _Caller(sessions.open(username, "HTTP basic", self._host.ref), True)
+
+    async def _elsewhere(self, request: Request, connection: Connection, vdi: str) -> bool:
+        """Send the client to a host that sees the disk's SR, if this one does not. The task is left alone."""
+        seeing = self._pool.hosts_seeing(self._pool.database.get("VDI", vdi)["SR"])
+        if self._host in seeing:
+            return False
+        if not seeing:
+            raise Failure("HOST_CANNOT_SEE_SR", self._host.ref, self._pool.database.get("VDI", vdi)["SR"])
+        scheme = "https" if self._pool.options.tls else "http"
+        location = f"{scheme}://{seeing[0].authority()}{request.path}?{request.raw_query}"
+        await respond(connection, "302 Found", headers={"Location": location})
+        return True
+
+    def _adopt(self, request: Request, label: str, session: str) -> str:
+        """The client's task, or one of our own."""
+        task = _parameter(request, "task_id")
+        if task is not None and self._pool.database.exists("task", task):
+            return task
+        return self._pool.tasks.create(label, "", session, self._host.ref)
+
+    # -- the handlers ------------------------------------------------------------------------------------------------
+
+    async def _export_vdi(self, request: Request, connection: Connection, session: str) -> None:
+        database = self._pool.database
+        vdi = database.by_ref_or_uuid("VDI", _parameter(request, "vdi") or "")
+        if await self._elsewhere(request, connection, vdi):
+            return
+        task = self._adopt(request, "Export raw VDI", session)
+        format = _parameter(request, "format") or "raw"
+        if format not in _TYPES:
+            await self._unknown_format(connection, task, format)
+            return
+        uuid = database.get("VDI", vdi)["uuid"]
+        name = f'attachment; filename="{uuid}.{format}"'
+        await _begin(connection, task, {"content-type": _TYPES[format], "content-disposition": name})
+
+        async def send() -> None:
+            async with self._attachments.attached(vdi, task=task):
+                if format == "raw":
+                    await vdi_stream.export_raw(self._pool.disks, uuid, connection)
+                else:
+                    await vdi_stream.export_vhd(self._pool.disks, uuid, self._base(request), connection)
+
+        await self._transfer(request, connection, task, vdi, send, "")
+
+    def _base(self, request: Request) -> str | None:
+        base = _parameter(request, "base")
+        if base is None:
+            return None
+        record = self._pool.database.get("VDI", self._pool.database.by_ref_or_uuid("VDI", base))
+        if record["type"] == "cbt_metadata":
+            raise Failure("VDI_INCOMPATIBLE_TYPE", base, "cbt_metadata")
+        uuid: str = record["uuid"]
+        return uuid
+
+    async def _import_vdi(self, request: Request, connection: Connection, session: str) -> None:
+        database = self._pool.database
+        vdi = database.by_ref_or_uuid("VDI", _parameter(request, "vdi") or "")
+        if await self._elsewhere(request, connection, vdi):
+            return
+        task = self._adopt(request, "Import raw VDI", session)
+        encoding = request.headers.get("transfer-encoding")
+        if encoding is not None:
+            self._pool.tasks.fail(task, Failure("INTERNAL_ERROR", f"Cannot handle encoding: {encoding}"))
+            await respond(connection, "404 Not Found", page("Not found"), version="HTTP/1.0")
+            return
+        format = _parameter(request, "format") or "raw"
+        framed = _parameter(request, "chunked") is not None
+        if format not in _TYPES or (framed and format != "raw"):
+            await self._unknown_format(connection, task, format)
+            return
+        await _begin(connection, task, {})
+        uuid = database.get("VDI", vdi)["uuid"]
+        # Without a length the trailing footer is looked for at the end of the device, and not found.
+        length = request.content_length if request.content_length is not None else self._pool.disks.size(uuid)
+
+        async def receive() -> None:
+            async with self._attachments.attached(vdi, writable=True, task=task):
+                if self._pool.faults.sr_full:
+                    raise storage_failure(44, "There is insufficient space")
+                if framed:
+                    await vdi_stream.import_chunked(self._pool.disks, uuid, connection)
+                elif format == "raw":
+                    await vdi_stream.import_raw(self._pool.disks, uuid, connection, length)
+                else:
+                    await vdi_stream.import_vhd(self._pool.disks, uuid, connection, length)
+
+        await self._transfer(request, connection, task, vdi, receive, vdi)
+        refresh_disk(self._pool, vdi)
+
+    async def _export_metadata(self, request: Request, connection: Connection, session: str) -> None:
+        database = self._pool.database
+        vm = database.by_ref_or_uuid("VM", _parameter(request, "ref") or _parameter(request, "uuid") or "")
+        task = self._adopt(request, "Export metadata", session)
+        archive = export_metadata(database, vm, self._ids)
+        headers = {"task-id": task, "content-disposition": 'attachment; filename="export.xva"'}
+        await respond(
+            connection, "200 OK", archive, version="HTTP/1.0", headers=headers, content_type="application/octet-stream"
+        )
+        self._pool.tasks.succeed(task)
+
+    async def _unknown_format(self, connection: Connection, task: str, format: str) -> None:
+        self._pool.tasks.fail(task, Failure("INTERNAL_ERROR", f"Unknown format {format}"))
+        await respond(connection, "404 Not Found", page("Not found"), version="HTTP/1.0")
+
+    # -- how it ends -------------------------------------------------------------------------------------------------
+
+    async def _transfer(
+        self,
+        request: Request,
+        connection: Connection,
+        task: str,
+        vdi: str,
+        work: Callable[[], Awaitable[None]],
+        result: str,
+    ) -> None:
+        """Do the work and complete the task; a failure is raised once more, to be written into the body."""
+        fault = self._pool.faults.take_http(request.path.strip("/"))
+        if fault is not None:
+            connection.tap = _Tap(connection, fault).pass_on
+        try:
+            await work()
+        except Failure as failure:
+            self._pool.tasks.fail(task, failure)
+            raise
+        except StreamError as error:
+            raise self._failed(task, Failure(error.code, vdi) if error.code == "VDI_TOO_LARGE" else _IO_ERROR) from None
+        except StorageError as error:
+            raise self._failed(task, storage_failure(error.code, error.message)) from None
+        except HangUpError:
+            self._pool.tasks.fail(task, _IO_ERROR)
+            raise
+        finally:
+            connection.tap = None
+        if fault is not None and fault.kind == "task":
+            self._pool.tasks.fail(task, Failure(fault.code, *fault.params))
+        else:
+            self._pool.tasks.succeed(task, result)
+
+    def _failed(self, task: str, failure: Failure) -> Failure:
+        self._pool.tasks.fail(task, failure)
+        return failure
+
+
+class _Tap:
+    """Lets the first bytes of a body through, then goes wrong."""
+
+    def __init__(self, connection: Connection, fault: HttpFault) -> None:
+        self._connection = connection
+        self._fault = fault
+        self._start = connection.sent
+
+    async def pass_on(self, sent: int, data: bytes) -> bytes:
+        """See `Connection.tap`."""
+        room = self._fault.after - (sent - self._start)
+        if self._fault.kind == "task" or len(data) <= room:
+            return data
+        self._connection.tap = None
+        if room > 0:
+            await self._connection.write(data[:room])
+        if self._fault.kind == "close":
+            await self._connection.flush()
+            self._connection.abort()
+            raise HangUpError("cut on request")
+        raise Failure(self._fault.code, *self._fault.params)
+
+
+async def _begin(connection: Connection, task: str, headers: dict[str, str]) -> None:
+    """The head of an answer whose end is the close."""
+    fields = {"task-id": task, "connection": "close", "cache-control": "no-cache, no-store"} | headers
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    await connection.write(f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode("latin-1"))
+
+
+def _parameter(request: Request, name: str) -> str | None:
+    """Cookies come before the query."""
+    return request.cookies.get(name) or request.query.get(name)
