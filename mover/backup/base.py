@@ -66,7 +66,7 @@ async def changed_extents(pool: Pool, base: Base, snapshot: SnapshotDisk) -> lis
         return NoBase(f"the disk shrank from {base.disk.size} to {snapshot.size} bytes", base.disk)
     try:
         bitmap = await pool.run("VDI.list_changed_blocks", base.snapshot, snapshot.ref)
-        return cbt.changed_extents(base64.b64decode(bitmap, validate=True), snapshot.size, base.disk.size)
+        return cbt.changed_extents(base64.b64decode(bitmap, validate=True), base.disk.size, snapshot.size)
     except XapiError as error:
         return NoBase(f"the pool cannot list changed blocks: {error}", base.disk)
     except (FormatError, ValueError) as error:

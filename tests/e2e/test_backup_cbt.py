@@ -1,0 +1,282 @@
+"""Backups over CBT and NBD, from the first full to a restore, on real sockets with real libnbd."""
+
+from pathlib import Path
+
+import pytest
+
+from mover.simulator import Options
+from protocol.errors import XapiError
+from tests.pool_fixtures import GRANULE, MiB, fill_some, site
+
+SIZES = [40 * MiB, 18 * MiB]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [Options(), Options(nbd="insecure"), Options(nbd="insecure", tls=False), Options(hosts=1)],
+    ids=["TLS", "plain NBD", "all plain", "one host"],
+)
+async def test_full_and_incrementals_restore_every_state(tmp_path: Path, options: Options):
+    async with site(tmp_path, options) as here:
+        vm = here.simulator.make_vm("web", SIZES)
+        vdis = here.simulator.vdis_of(vm)
+        fill_some(here, vdis)
+        states = []
+        for number in range(3):
+            states.append([here.content(vdi) for vdi in vdis])
+            result = await here.run()
+            assert result.exit_code == 0, here.events
+            assert [plan.mode for plan in here.planned()] == ["incremental" if number else "full"] * 2
+            for vdi in vdis:
+                here.simulator.guest(vdi).scatter(5, 3 * 4096, "random" if number else "zeros")
+        points = here.store.points()
+        assert len(points) == 3
+        for point, state in zip(points, states, strict=True):
+            assert await here.restored(point) == state
+        assert list(here.store.verify(deep=True)) == []
+
+
+async def test_an_incremental_reads_and_stores_the_dirty_granules_and_nothing_else(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [64 * MiB])
+        (vdi,) = here.simulator.vdis_of(vm)
+        guest = here.simulator.guest(vdi)
+        guest.fill(0, 32 * MiB, "random")
+        await here.run()
+        guest.log.clear()
+        guest.scatter(20, 6000)
+        dirty = len(guest.log.granules) * GRANULE
+        await here.run()
+        (finished,) = here.finished()
+        assert finished.read == dirty
+        assert finished.new + finished.zero + finished.known == dirty
+        assert finished.changed <= dirty
+
+
+async def test_an_unchanged_disk_costs_nothing(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        await here.run()
+        await here.run()
+        assert [(f.mode, f.read, f.stored, f.changed) for f in here.finished()] == [("incremental", 0, 0, 0)] * 2
+        first, second = here.store.points()
+        assert [disk.root for disk in first.record.disks] == [disk.root for disk in second.record.disks]
+
+
+async def test_only_the_newest_snapshot_stays_and_it_is_tagged(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", SIZES)
+        database = here.simulator.pool.database
+        for _ in range(3):
+            await here.run()
+        newest = here.store.points()[-1]
+        assert sorted(here.snapshots()) == sorted(disk.snapshot_uuid for disk in newest.record.disks)
+        (snapshot,) = [r for _, r in database.items("VM") if r["is_a_snapshot"]]
+        assert snapshot["other_config"]["mover:job"] == "test"
+        assert not any(key.startswith("mover:") for key in database.get("VM", vm)["other_config"])
+        assert not [r for _, r in database.items("task") if r["status"] == "pending"]
+
+
+async def test_sessions_are_logged_out(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [MiB])
+        await here.run()
+        assert here.simulator.pool.database.refs("session") == []
+
+
+async def test_a_grown_disk_is_read_where_it_grew(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [8 * MiB], power_state="Halted")
+        (vdi,) = here.simulator.vdis_of(vm)
+        here.simulator.guest(vdi).fill(0, 8 * MiB, "random")
+        await here.run()
+        here.simulator.disks.resize(vdi, 14 * MiB)
+        here.simulator.pool.database.update(
+            "VDI", here.simulator.pool.database.by_uuid("VDI", vdi), virtual_size=14 * MiB
+        )
+        here.simulator.guest(vdi).fill(13 * MiB, GRANULE, "random")
+        state = here.content(vdi)
+        await here.run()
+        assert [plan.mode for plan in here.planned()] == ["incremental"]
+        assert await here.restored(here.store.points()[-1]) == [state]
+
+
+async def broken_chain(here, vm, vdi):
+    here.simulator.disks.disable_cbt(vdi)
+    here.simulator.disks.enable_cbt(vdi)
+
+
+async def base_gone(here, vm, vdi):
+    database = here.simulator.pool.database
+    for ref, record in list(database.items("VDI")):
+        if record["is_a_snapshot"]:
+            here.simulator.disks.delete(record["uuid"])
+            for vbd in record["VBDs"]:
+                database.destroy("VBD", vbd)
+            database.destroy("VDI", ref)
+
+
+async def host_crashed(here, vm, vdi):
+    here.simulator.crash_disk(vdi)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [(broken_chain, "SR_BACKEND_FAILURE_460"), (base_gone, "is gone"), (host_crashed, "CBT was off until this run")],
+)
+async def test_what_breaks_the_chain_makes_a_full_that_says_why(tmp_path: Path, harm, words: str):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [20 * MiB])
+        (vdi,) = here.simulator.vdis_of(vm)
+        fill_some(here, [vdi])
+        await here.run()
+        await harm(here, vm, vdi)
+        here.simulator.guest(vdi).scatter(3, 4096)
+        state = here.content(vdi)
+        assert (await here.run()).exit_code == 0
+        (plan,) = here.planned()
+        assert plan.mode == "full"
+        assert words in (plan.reason or "")
+        (finished,) = here.finished()
+        assert finished.changed <= 6 * GRANULE, "compared with the point before, only the writes differ"
+        assert finished.new <= 6 * GRANULE
+        assert await here.restored(here.store.points()[-1]) == [state]
+        await here.run()
+        assert [plan.mode for plan in here.planned()] == ["incremental"]
+
+
+async def test_without_cbt_every_run_is_a_full_and_no_snapshot_stays(tmp_path: Path):
+    async with site(tmp_path, Options(sr_without_cbt=True)) as here:
+        vm = here.simulator.make_vm("web", [20 * MiB])
+        (vdi,) = here.simulator.vdis_of(vm)
+        fill_some(here, [vdi])
+        for _ in range(2):
+            assert (await here.run()).exit_code == 0
+            assert [plan.mode for plan in here.planned()] == ["full"]
+            assert any("CBT cannot be turned on" in note for note in here.notes())
+            assert here.snapshots() == []
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi)]
+
+
+async def test_a_licence_that_forbids_cbt_is_named(tmp_path: Path):
+    async with site(tmp_path, Options(restrictions={"restrict_cbt": "true"})) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        assert (await here.run()).exit_code == 0
+        assert any("LICENCE_RESTRICTION" in note for note in here.notes())
+
+
+async def test_without_a_network_for_nbd_disks_are_read_over_http(tmp_path: Path):
+    async with site(tmp_path, Options(nbd="none")) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        assert (await here.run()).exit_code == 0
+        assert any("xe network-param-add" in note for note in here.notes())
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
+
+
+async def test_full_read_raw_needs_no_nbd_at_all(tmp_path: Path):
+    async with site(tmp_path, Options(nbd="both")) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        result = await here.run(here.job('[backup]\nfull-read = "raw"\nmode = "full"\n'))
+        assert result.exit_code == 0
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
+        assert here.simulator.pool.faults.hosts_down == set()
+
+
+async def test_a_full_that_is_asked_for(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [4 * MiB])
+        await here.run()
+        await here.run(full=True)
+        assert [(plan.mode, plan.reason) for plan in here.planned()] == [("full", "a full was asked for")]
+        await here.run()
+        assert [plan.mode for plan in here.planned()] == ["incremental"]
+
+
+async def test_a_job_that_allows_incrementals_only_fails_without_a_base(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [4 * MiB])
+        result = await here.run(here.job('[backup]\nmode = "incremental"\n'))
+        assert result.exit_code == 22
+        assert here.store.points() == []
+        assert here.snapshots() == []
+
+
+async def test_excluded_disks_are_not_snapshotted_read_or_stored(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("db", SIZES, names=["root", "scratch-1"])
+        vdis = here.simulator.vdis_of(vm)
+        fill_some(here, vdis)
+        await here.run(here.job(selector='name = "db"\nexclude-disks = ["scratch*"]'))
+        (point,) = here.store.points()
+        assert [disk.name for disk in point.record.disks] == ["root"]
+        assert len(here.snapshots()) == 1
+        assert await here.restored(point) == [here.content(vdis[0])]
+
+
+@pytest.mark.parametrize("policy", ["metadata", "none"])
+async def test_what_stays_on_the_pool_is_the_jobs_choice(tmp_path: Path, policy: str):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", SIZES)
+        vdis = here.simulator.vdis_of(vm)
+        fill_some(here, vdis)
+        job = here.job(f'[backup]\nkeep-snapshot = "{policy}"\n')
+        await here.run(job)
+        types = [r["type"] for _, r in here.simulator.pool.database.items("VDI") if r["is_a_snapshot"]]
+        assert types == (["cbt_metadata"] * 2 if policy == "metadata" else [])
+        here.simulator.guest(vdis[0]).scatter(4, 4096)
+        states = [here.content(vdi) for vdi in vdis]
+        await here.run(job)
+        assert {plan.mode for plan in here.planned()} == {"incremental" if policy == "metadata" else "full"}
+        assert await here.restored(here.store.points()[-1]) == states
+
+
+async def test_one_vms_failure_does_not_stop_the_others(tmp_path: Path):
+    async with site(tmp_path) as here:
+        for name in ("a", "b", "c"):
+            fill_some(here, here.simulator.vdis_of(here.simulator.make_vm(name, [6 * MiB])))
+        from mover.simulator.faults import CallFault
+
+        here.simulator.faults.arm(CallFault("VM.snapshot", "SR_BACKEND_FAILURE_44", ("", "no space", "")))
+        result = await here.run()
+        assert sorted(vm.outcome for vm in result.vms) == ["done", "done", "failed"]
+        assert result.exit_code == 3
+        assert len(here.store.points()) == 2
+        again = await here.run()
+        assert again.exit_code == 0
+
+
+async def test_a_second_run_of_a_job_ends_at_once(tmp_path: Path):
+    from mover.errors import BusyError
+    from mover.lock import run_lock
+
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [MiB])
+        with run_lock("test"), pytest.raises(BusyError):
+            await here.run()
+
+
+async def test_a_wrong_password_is_said_and_nothing_is_made(tmp_path: Path):
+    from mover.errors import UnreachableError
+
+    async with site(tmp_path) as here:
+        job = here.job()
+        (tmp_path / "secret").write_text("wrong\n")
+        with pytest.raises(UnreachableError, match="SESSION_AUTHENTICATION_FAILED"):
+            await here.run(job)
+
+
+async def test_another_tools_snapshots_are_left_alone(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [4 * MiB])
+        from mover.run import join_pool
+
+        async with join_pool(here.job().pool) as (pool, _):
+            theirs = await pool.run("VM.snapshot", vm, "somebody else's")
+            with pytest.raises(XapiError):
+                await pool.run("VM.snapshot", "OpaqueRef:none", "x")
+        for _ in range(2):
+            assert (await here.run()).exit_code == 0
+        assert here.simulator.pool.database.exists("VM", theirs)
