@@ -10,7 +10,6 @@ lib/server.ml and xen-api ocaml/nbd/src/main.ml.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, NamedTuple
@@ -222,12 +221,12 @@ def _open(name: bytes, otherwise: Action) -> Action:
         return otherwise
 
 
-def _leading_text(payload: bytes) -> bytes | None:
-    """The text at the start of a payload, after its length; None if it is cut off."""
-    if len(payload) < 4:
+def _leading_text(payload: bytes, at: int = 0) -> bytes | None:
+    """The text at this place of a payload, after its length; None if it is cut off."""
+    if len(payload) < at + 4:
         return None
-    length = int.from_bytes(payload[:4], "big")
-    return payload[4 : 4 + length] if len(payload) >= 4 + length else None
+    end = at + 4 + int.from_bytes(payload[at : at + 4], "big")
+    return payload[at + 4 : end] if len(payload) >= end else None
 
 
 def _queries(payload: bytes) -> list[bytes] | None:
@@ -235,15 +234,13 @@ def _queries(payload: bytes) -> list[bytes] | None:
     name = _leading_text(payload)
     if name is None or len(payload) < 8 + len(name):
         return None
-    count = int.from_bytes(payload[4 + len(name) : 8 + len(name)], "big")
-    texts = list(_texts(payload[8 + len(name) :]))
-    return texts if len(texts) == count else None
-
-
-def _texts(payload: bytes) -> Iterator[bytes]:
-    while payload:
-        text = _leading_text(payload)
+    at = 8 + len(name)
+    count = int.from_bytes(payload[at - 4 : at], "big")
+    texts: list[bytes] = []
+    while at < len(payload):
+        text = _leading_text(payload, at)
         if text is None:
-            return
-        yield text
-        payload = payload[4 + len(text) :]
+            return None
+        texts.append(text)
+        at += 4 + len(text)
+    return texts if len(texts) == count else None
