@@ -175,7 +175,7 @@ class NbdDaemon:
             await serve(line, manners, open_export, self._context)
         except OSError:  # the client is gone, or a fault took the line
             pass
-        except StorageError:  # the disk failed, or went away under the client
+        except (StorageError, Failure):  # the disk failed, or went away under the client
             pass
         finally:
             line.close()

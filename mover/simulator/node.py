@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mover.simulator.granules import Flags, GranuleMap, granules
-from mover.simulator.sparse import ZEROS, copy_range, data_of, write_range
+from mover.simulator.sparse import ZEROS, copy_range, data_of, split_zeros, write_range
 from protocol.cbt import GRANULE
 from protocol.extent import Extent, align, subtract
 
@@ -71,6 +71,12 @@ class Node:
     def mark(self, first: int, end: int) -> None:
         """Granules `first` up to `end` are in this file now."""
         self.count += self.present.mark(first, end)
+
+    def store(self, offset: int, view: memoryview) -> None:
+        """Write bytes into the file; zeros where nothing is yet stay a hole. `mark` is to follow."""
+        for start, end, zero in split_zeros(offset, view):
+            if not zero or self.has_any(start // GRANULE, end // GRANULE):
+                write_range(self.fd, start, view[start - offset : end - offset])
 
     def resize(self, size: int) -> None:
         """Grow."""

@@ -18,34 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import msgspec
-
-from mover.simulator.cbt_log import CbtLogs, SavedLog, StorageError
+from mover.simulator.cbt_log import CbtLogs, StorageError
+from mover.simulator.disks_state import SavedDisk, SavedNode, State
 from mover.simulator.granules import granules
 from mover.simulator.node import Node, Run, owners, runs
-from mover.simulator.sparse import Digest, copy_range, data_of, digest_file, read_range, split_zeros, write_range
+from mover.simulator.sparse import Digest, copy_range, data_of, digest_file, read_range
 from protocol.cbt import GRANULE
 from protocol.extent import Extent, clip
 
 __all__ = ["CHAIN_LIMIT", "Disks", "Run", "StorageError", "digest_file"]
 
 CHAIN_LIMIT = 30
-
-
-class _SavedNode(msgspec.Struct):
-    parent: str | None
-    size: int
-
-
-class _SavedDisk(msgspec.Struct):
-    node: str | None
-    size: int
-
-
-class _State(msgspec.Struct):
-    nodes: dict[str, _SavedNode]
-    disks: dict[str, _SavedDisk]
-    logs: dict[str, SavedLog]
 
 
 @dataclass
@@ -208,7 +191,7 @@ class Disks:
         self._make_room(node, first, end)
         for granule in {first, end - 1}:
             self._complete(node, granule, offset, offset + len(view))
-        _store(node, offset, view)
+        node.store(offset, view)
         node.mark(first, end)
         self._logs.mark(uuid, offset, len(view))
 
@@ -373,17 +356,13 @@ class Disks:
                 copy_range(run.fd, node.fd, run.file_offset, run.length)
 
     def _save(self) -> None:
-        state = _State(
-            {
-                node.name: _SavedNode(node.parent.name if node.parent else None, node.size)
-                for node in self._nodes.values()
-            },
-            {uuid: _SavedDisk(disk.node.name if disk.node else None, disk.size) for uuid, disk in self._disks.items()},
-            self._logs.dump(),
-        )
-        fresh = self._state.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(state))
-        fresh.replace(self._state)
+        nodes = {
+            node.name: SavedNode(node.parent.name if node.parent else None, node.size) for node in self._nodes.values()
+        }
+        disks = {
+            uuid: SavedDisk(disk.node.name if disk.node else None, disk.size) for uuid, disk in self._disks.items()
+        }
+        State(nodes, disks, self._logs.dump()).save(self._state)
         self._logs.sweep()
         for node in self._dropped:
             node.remove()
@@ -398,9 +377,7 @@ class Disks:
             self._retired.clear()
 
     def _load(self) -> None:
-        state = (
-            msgspec.json.decode(self._state.read_bytes(), type=_State) if self._state.exists() else _State({}, {}, {})
-        )
+        state = State.load(self._state)
         for path in self._nodes_in.iterdir():
             if path.stem not in state.nodes:
                 path.unlink()
@@ -414,13 +391,6 @@ class Disks:
         for uuid, disk in state.disks.items():
             self._disks[uuid] = _Disk(self._nodes[disk.node] if disk.node else None, disk.size)
         self._logs.load(state.logs)
-
-
-def _store(node: Node, offset: int, view: memoryview) -> None:
-    """Write into the node's file; zeros where nothing is yet stay a hole."""
-    for start, end, zero in split_zeros(offset, view):
-        if not zero or node.has_any(start // GRANULE, end // GRANULE):
-            write_range(node.fd, start, view[start - offset : end - offset])
 
 
 def _check_range(size: int, offset: int, length: int) -> None:
