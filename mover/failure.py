@@ -31,6 +31,8 @@ _LOGIN = frozenset({"SESSION_AUTHENTICATION_FAILED", "SESSION_AUTHORIZATION_FAIL
 def as_mover_error(error: BaseException, where: str = "") -> MoverError | None:
     """`error` as a `MoverError` whose message begins with `where` ("web-1: "); None for what is no expected failure."""
     if isinstance(error, MoverError):
+        if where and error.args and not str(error).startswith(where):
+            error.args = (f"{where}{error}", *error.args[1:])
         return error
     if not isinstance(error, ProtocolError):
         return None

@@ -8,12 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.vhd import Head, parse_head
-
 from mover.backup.base import Base, NoBase, changed_extents
 from mover.backup.session import Session
 from mover.backup.snapshot import SnapshotDisk
 from mover.events import DiskFinished, DiskPlanned, DiskProgress, Note, Retry
+from mover.failure import as_mover_error
 from mover.pipeline.intake import Counts, Intake
 from mover.source import Source
 from mover.source.nbd import NbdSource
@@ -23,6 +22,7 @@ from protocol.errors import NbdConnectError, ProtocolError
 from protocol.extent import Extent, align, total
 from protocol.nbd import Endpoint, open_reader
 from protocol.nbd import Retry as NbdRetry
+from protocol.vhd import Head, parse_head
 from protocol.xapi import nbd_endpoints
 
 _HEAD_PIECE = 1 << 20
@@ -56,7 +56,19 @@ class Plan:
 async def back_up_disk(
     session: Session, vm: str, disk: LiveDisk, base: Base | NoBase, *, full_read: str, keep_snapshot: bool
 ) -> PointDisk:
-    """Read `disk` of the VM with UUID `vm` into the store; returns its part of the restore point."""
+    """Read `disk` of the VM with UUID `vm` into the store; returns its part of the restore point.
+
+    Raises `PoolError` and the like naming the disk, and what the store raises.
+    """
+    try:
+        return await _back_up(session, vm, disk, base, full_read, keep_snapshot=keep_snapshot)
+    except ProtocolError as error:
+        raise as_mover_error(error, f"disk {disk.position} ({disk.name}): ") or error from error
+
+
+async def _back_up(
+    session: Session, vm: str, disk: LiveDisk, base: Base | NoBase, full_read: str, *, keep_snapshot: bool
+) -> PointDisk:
     async with session.disks:
         endpoints = await nbd_endpoints(session.pool, disk.snapshot.ref)
         plan = await _plan(session, vm, disk, base, endpoints, full_read)

@@ -9,9 +9,11 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 
 from mover.events import DiskFinished, DiskPlanned, DiskProgress, Emit
+from mover.failure import as_mover_error
 from mover.pipeline.outflow import blocks_in_order
 from mover.store import DiskReader, Point, PointDisk, Store
 from protocol.arena import Arena
+from protocol.errors import ProtocolError
 from protocol.extent import Extent, align, split, total
 from protocol.vhd import BLOCK_SIZE, MAX_SIZE, VhdWriter, stream_length
 from protocol.xapi import Transfers
@@ -29,7 +31,23 @@ async def import_disk(
     executor: Executor,
     emit: Emit,
 ) -> None:
-    """Write the content of `disk` into the fresh VDI `vdi` (a ref). Raises `ProtocolError`, `StoreDamagedError`."""
+    """Write the content of `disk` into the fresh VDI `vdi` (a ref). Raises `PoolError`, `StoreDamagedError`."""
+    try:
+        await _import(store, point, disk, transfers, vdi, arena, executor, emit)
+    except ProtocolError as error:
+        raise as_mover_error(error, f"{point.record.vm_name}, disk {disk.position} ({disk.name}): ") or error from error
+
+
+async def _import(
+    store: Store,
+    point: Point,
+    disk: PointDisk,
+    transfers: Transfers,
+    vdi: str,
+    arena: Arena,
+    executor: Executor,
+    emit: Emit,
+) -> None:
     started = time.monotonic()
     reader = store.disk(disk.root, disk.size)
     loop = asyncio.get_running_loop()

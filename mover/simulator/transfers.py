@@ -122,14 +122,19 @@ class TransferHandlers:
         name = f'attachment; filename="{uuid}.{format}"'
         await _begin(connection, task, {"content-type": _TYPES[format], "content-disposition": name})
 
-        async def send() -> None:
+        async def send(fault: HttpFault | None) -> None:
+            if fault is not None:
+                connection.tap = _Tap(connection, fault).pass_on
             async with self._attachments.attached(vdi, task=task):
                 if format == "raw":
                     await vdi_stream.export_raw(self._pool.disks, uuid, connection)
                 else:
                     await vdi_stream.export_vhd(self._pool.disks, uuid, self._base(request), connection)
 
-        await self._transfer(request, connection, task, vdi, send, "")
+        try:
+            await self._transfer(request, task, vdi, send, "")
+        finally:
+            connection.tap = None
 
     def _base(self, request: Request) -> str | None:
         base = _parameter(request, "base")
@@ -162,18 +167,19 @@ class TransferHandlers:
         # Without a length the trailing footer is looked for at the end of the device, and not found.
         length = request.content_length if request.content_length is not None else self._pool.disks.size(uuid)
 
-        async def receive() -> None:
+        async def receive(fault: HttpFault | None) -> None:
+            body = _Body(connection, fault)
             async with self._attachments.attached(vdi, writable=True, task=task):
                 if self._pool.faults.sr_full:
                     raise storage_failure(44, "There is insufficient space")
                 if framed:
-                    await vdi_stream.import_chunked(self._pool.disks, uuid, connection)
+                    await vdi_stream.import_chunked(self._pool.disks, uuid, body)
                 elif format == "raw":
-                    await vdi_stream.import_raw(self._pool.disks, uuid, connection, length)
+                    await vdi_stream.import_raw(self._pool.disks, uuid, body, length)
                 else:
-                    await vdi_stream.import_vhd(self._pool.disks, uuid, connection, length)
+                    await vdi_stream.import_vhd(self._pool.disks, uuid, body, length)
 
-        await self._transfer(request, connection, task, vdi, receive, vdi)
+        await self._transfer(request, task, vdi, receive, vdi)
         refresh_disk(self._pool, vdi)
 
     async def _export_metadata(self, request: Request, connection: Connection, session: str) -> None:
@@ -196,18 +202,15 @@ class TransferHandlers:
     async def _transfer(
         self,
         request: Request,
-        connection: Connection,
         task: str,
         vdi: str,
-        work: Callable[[], Awaitable[None]],
+        work: Callable[[HttpFault | None], Awaitable[None]],
         result: str,
     ) -> None:
         """Do the work and complete the task; a failure is raised once more, to be written into the body."""
         fault = self._pool.faults.take_http(request.path.strip("/"))
-        if fault is not None:
-            connection.tap = _Tap(connection, fault).pass_on
         try:
-            await work()
+            await work(fault)
         except Failure as failure:
             self._pool.tasks.fail(task, failure)
             raise
@@ -218,8 +221,6 @@ class TransferHandlers:
         except HangUpError:
             self._pool.tasks.fail(task, _IO_ERROR)
             raise
-        finally:
-            connection.tap = None
         if fault is not None and fault.kind == "task":
             self._pool.tasks.fail(task, Failure(fault.code, *fault.params))
         else:
@@ -251,6 +252,38 @@ class _Tap:
             self._connection.abort()
             raise HangUpError("cut on request")
         raise Failure(self._fault.code, *self._fault.params)
+
+
+class _Body:
+    """The body of an upload, until it goes wrong."""
+
+    def __init__(self, connection: Connection, fault: HttpFault | None) -> None:
+        self._connection = connection
+        self._fault = fault
+        self._read = 0
+
+    async def read(self, n: int) -> bytes:
+        """At most n bytes."""
+        self._check()
+        data = await self._connection.read(n)
+        self._read += len(data)
+        return data
+
+    async def readexactly(self, n: int) -> bytes:
+        """Exactly n bytes, or asyncio.IncompleteReadError."""
+        self._check()
+        data = await self._connection.readexactly(n)
+        self._read += len(data)
+        return data
+
+    def _check(self) -> None:
+        fault = self._fault
+        if fault is None or fault.kind == "task" or self._read < fault.after:
+            return
+        if fault.kind == "close":
+            self._connection.abort()
+            raise HangUpError("cut on request")
+        raise Failure(fault.code, *fault.params)
 
 
 async def _begin(connection: Connection, task: str, headers: dict[str, str]) -> None:

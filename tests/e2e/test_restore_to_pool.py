@@ -1,0 +1,193 @@
+"""Restores of VMs to a pool: configuration, identity, content, and what is left if one fails."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mover.errors import MoverError, NotFoundError
+from mover.restore.options import RestoreOptions
+from mover.restore.pool import RestoredVm, restore_to_pool
+from mover.run import join_pool
+from mover.simulator import Options
+from mover.simulator.faults import CallFault, HttpFault
+from tests.pool_fixtures import MiB, Site, fill_some, site
+
+SIZES = [40 * MiB, 6 * MiB]
+
+
+async def backed_up(here: Site) -> tuple[str, list[bytes]]:
+    """A VM with a point in the store; its reference, and its disks' content then."""
+    vm = here.simulator.make_vm("web", SIZES, names=["root", "data"])
+    vdis = here.simulator.vdis_of(vm)
+    fill_some(here, vdis)
+    contents = [here.content(vdi) for vdi in vdis]
+    assert (await here.run()).exit_code == 0
+    for vdi in vdis:
+        here.simulator.guest(vdi).scatter(5, 8192)
+    return vm, contents
+
+
+async def restore(here: Site, **options: Any) -> RestoredVm:
+    point = here.store.point("latest")
+    async with join_pool(here.job().pool) as (pool, transfers):
+        return await restore_to_pool(here.store, point, pool, transfers, RestoreOptions(**options), here.events.append)
+
+
+def record(here: Site, cls: str, ref: str) -> dict[str, Any]:
+    return here.simulator.pool.database.get(cls, ref)
+
+
+def contents_of(here: Site, vm: str) -> list[bytes]:
+    return [here.content(vdi) for vdi in here.simulator.vdis_of(vm)]
+
+
+def vifs_of(here: Site, vm: str) -> list[dict[str, Any]]:
+    return [record(here, "VIF", vif) for vif in record(here, "VM", vm)["VIFs"]]
+
+
+def destroy(here: Site, vm: str) -> None:
+    """Somebody deletes the VM and its disks."""
+    database = here.simulator.pool.database
+    fields = database.get("VM", vm)
+    for vbd in list(fields["VBDs"]):
+        vdi = database.get("VBD", vbd)["VDI"]
+        database.destroy("VBD", vbd)
+        if database.exists("VDI", vdi):
+            here.simulator.disks.delete(database.get("VDI", vdi)["uuid"])
+            database.destroy("VDI", vdi)
+    for vif in list(fields["VIFs"]):
+        database.destroy("VIF", vif)
+    database.destroy("VM", vm)
+
+
+@pytest.mark.parametrize("options", [Options(), Options(tls=False)], ids=["TLS", "plain"])
+async def test_next_to_the_original_the_copy_has_new_macs_and_a_name_of_its_own(tmp_path: Path, options: Options):
+    async with site(tmp_path, options) as here:
+        vm, contents = await backed_up(here)
+        made = await restore(here)
+        assert made.name.startswith("web (restored ")
+        assert contents_of(here, made.ref) == contents
+        assert contents_of(here, vm) != contents
+        (old,), (new,) = vifs_of(here, vm), vifs_of(here, made.ref)
+        assert new["MAC"] != old["MAC"]
+        assert new["network"] == old["network"]
+        assert (
+            record(here, "VM", made.ref)["other_config"]["mac_seed"]
+            != record(here, "VM", vm)["other_config"]["mac_seed"]
+        )
+
+
+async def test_where_the_original_is_gone_its_configuration_comes_back(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [4 * MiB])
+        database = here.simulator.pool.database
+        database.update(
+            "VM",
+            vm,
+            tags=["backup", "prod"],
+            order=3,
+            blocked_operations={"destroy": "it is precious"},
+            NVRAM={"EFI-variables": "c2VjcmV0"},
+            VCPUs_max=7,
+        )
+        database.create("VTPM", {"VM": vm, "is_unique": False, "uuid": "6f1c3c1e-0000-4000-8000-000000000001"})
+        database.set_blob("6f1c3c1e-0000-4000-8000-000000000001", "dHBtIGNvbnRlbnRz")
+        fill_some(here, here.simulator.vdis_of(vm))
+        before, (nic,) = dict(record(here, "VM", vm)), [dict(vif) for vif in vifs_of(here, vm)]
+        contents = contents_of(here, vm)
+        assert (await here.run()).exit_code == 0
+        destroy(here, vm)
+        made = await restore(here)
+        after = record(here, "VM", made.ref)
+        kept = (
+            "name_label name_description tags order blocked_operations NVRAM VCPUs_max VCPUs_at_startup platform "
+            "HVM_boot_params HVM_boot_policy memory_static_max memory_dynamic_max memory_dynamic_min bios_strings "
+            "other_config domain_type actions_after_crash"
+        )
+        assert {name: after[name] for name in kept.split()} == {name: before[name] for name in kept.split()}
+        assert contents_of(here, made.ref) == contents
+        (new,) = vifs_of(here, made.ref)
+        assert (new["MAC"], new["MTU"], new["network"]) == (nic["MAC"], nic["MTU"], nic["network"])
+        drives = [record(here, "VBD", vbd) for vbd in after["VBDs"]]
+        assert [(d["type"], d["empty"], d["userdevice"]) for d in sorted(drives, key=lambda d: d["userdevice"])] == [
+            ("Disk", False, "0"),
+            ("CD", True, "3"),
+        ]
+        (vtpm,) = [record(here, "VTPM", ref) for ref in after["VTPMs"]]
+        assert database.blobs[vtpm["uuid"]] == "dHBtIGNvbnRlbnRz"
+
+
+async def test_single_disks_names_macs_and_networks_can_be_chosen(tmp_path: Path):
+    async with site(tmp_path, Options(local_sr=True)) as here:
+        vm, contents = await backed_up(here)
+        made = await restore(
+            here,
+            name="clone",
+            disks=("data",),
+            new_macs=False,
+            sr="Local storage",
+            networks={"Pool-wide network associated with eth0": "Internal network"},
+        )
+        assert made.name == "clone"
+        assert contents_of(here, made.ref) == contents[1:]
+        (old,), (new,) = vifs_of(here, vm), vifs_of(here, made.ref)
+        assert new["MAC"] == old["MAC"]
+        assert record(here, "network", new["network"])["name_label"] == "Internal network"
+        (vdi,) = here.simulator.vdis_of(made.ref)
+        where = record(here, "VDI", here.simulator.pool.database.by_uuid("VDI", vdi))["SR"]
+        assert record(here, "SR", where)["name_label"] == "Local storage"
+
+
+@pytest.mark.parametrize(
+    "options", [{"sr": "nowhere"}, {"disks": ("7",)}, {"networks": {"Pool-wide network associated with eth0": "x"}}]
+)
+async def test_what_does_not_exist_is_said_before_anything_is_made(tmp_path: Path, options: dict[str, Any]):
+    async with site(tmp_path) as here:
+        await backed_up(here)
+        before = here.simulator.pool.database.refs("VM") + here.simulator.pool.database.refs("VDI")
+        with pytest.raises(NotFoundError) as caught:
+            await restore(here, **options)
+        assert caught.value.hint
+        assert here.simulator.pool.database.refs("VM") + here.simulator.pool.database.refs("VDI") == before
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        CallFault("VIF.create", "MAC_INVALID", ("x",)),
+        CallFault("VBD.create", "DEVICE_ALREADY_EXISTS", ("0",)),
+        HttpFault("close", "import_raw_vdi"),
+        HttpFault("task", "import_raw_vdi"),
+    ],
+    ids=["VIF.create", "VBD.create", "the upload is cut", "the import fails in the end"],
+)
+async def test_a_failed_restore_leaves_nothing(tmp_path: Path, fault: Any):
+    async with site(tmp_path) as here:
+        await backed_up(here)
+        database = here.simulator.pool.database
+        before = set(database.refs("VM") + database.refs("VDI"))
+        here.simulator.faults.arm(fault)
+        with pytest.raises(MoverError):
+            await restore(here)
+        assert set(database.refs("VM") + database.refs("VDI")) == before
+        assert not [task for _, task in database.items("task") if task["status"] == "pending"]
+
+
+async def test_a_vm_cannot_be_started_while_it_is_restored(tmp_path: Path):
+    async with site(tmp_path) as here:
+        await backed_up(here)
+        blocked: list[dict[str, str]] = []
+        database = here.simulator.pool.database
+
+        def watch(event: object) -> None:
+            for _, vm in database.items("VM"):
+                if vm["name_label"].startswith("[restoring]"):
+                    blocked.append(dict(vm["blocked_operations"]))
+
+        point = here.store.point("latest")
+        async with join_pool(here.job().pool) as (pool, transfers):
+            made = await restore_to_pool(here.store, point, pool, transfers, RestoreOptions(), watch)
+        assert blocked
+        assert all({"start", "start_on"} <= set(operations) for operations in blocked)
+        assert record(here, "VM", made.ref)["blocked_operations"] == {}
