@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from mover.simulator.faults import Faults, HostFault, NbdFault
 from mover.simulator.nbd import NbdDaemon
@@ -85,6 +86,12 @@ async def greeted(daemon: NbdDaemon) -> AsyncIterator[Client]:
         assert await client.receive(18) == GREETING
         client.writer.write(CLIENT_FLAGS)
         yield client
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """Both loops: they wait for sockets, and tell of TLS that ends badly, each in their own way."""
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
 
 
 @pytest.fixture
