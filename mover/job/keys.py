@@ -11,14 +11,19 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from mover import units
+from mover.printable import printable
 
 Parse = Callable[[Any], Any]
 Path = tuple[str | int, ...]
 T = TypeVar("T")
 
 _REQUIRED = object()
+_LOGIN = re.compile(r"//[^/]*@")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_LONGEST = 10**40  # Python refuses to write numbers of thousands of digits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +35,13 @@ class Complaint:
     allowed: str
 
 
-def key(parse: Parse, default: Any = _REQUIRED, doc: str = "", example: str = "") -> Any:
-    """A field of a job structure: how its value is parsed, its default (none: required), and its documentation."""
-    metadata = {"parse": parse, "doc": doc, "example": example, "required": default is _REQUIRED}
+def key(parse: Parse, default: Any = _REQUIRED, doc: str = "", example: str = "", *, private: bool = False) -> Any:
+    """A field of a job structure: how its value is parsed, its default (none: required), and its documentation.
+
+    What is found in a `private` key is not repeated in a complaint: people put secrets there by mistake.
+    """
+    required = default is _REQUIRED
+    metadata = {"parse": parse, "doc": doc, "example": example, "required": required, "private": private}
     if default is _REQUIRED:
         return dataclasses.field(metadata=metadata)
     if callable(default):
@@ -41,9 +50,9 @@ def key(parse: Parse, default: Any = _REQUIRED, doc: str = "", example: str = ""
 
 
 def text(value: Any) -> str:
-    """A string that is not empty."""
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("a string")
+    """A string that is not empty and has no control characters."""
+    if not isinstance(value, str) or not value.strip() or _CONTROL.search(value):
+        raise ValueError("a string, not empty and without control characters")
     return value
 
 
@@ -80,35 +89,49 @@ def size(value: Any) -> int:
     """Bytes, as a number or with a unit."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError('a size, as in "64KiB" or 65536')
-    parsed = units.parse_size(value)
-    if parsed < 0:
-        raise ValueError("a size of zero or more bytes")
-    return parsed
+    return units.parse_size(value)
 
 
 def duration(value: Any) -> float:
     """Seconds, as a number or with a unit."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError('a duration, as in "30s" or "7d"')
-    parsed = units.parse_duration(value)
-    if parsed < 0:
-        raise ValueError("a duration of zero or more seconds")
-    return parsed
+    return units.parse_duration(value)
 
 
 def texts(value: Any) -> tuple[str, ...]:
     """A list of strings."""
-    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+    if not isinstance(value, list):
         raise ValueError("a list of strings")
-    return tuple(value)
+    return tuple(text(item) for item in value)
 
 
 def command(value: Any) -> tuple[str, ...]:
     """A program and its arguments, each a string: no shell is involved."""
-    parsed = texts(value)
-    if not parsed:
-        raise ValueError('a command as a list, as in ["/usr/bin/pass", "xcp"]')
-    return parsed
+    fits = isinstance(value, list) and all(isinstance(item, str) and "\0" not in item for item in value)
+    if not fits or not value or not value[0].strip():
+        raise ValueError('a command as a list, as in ["/usr/bin/pass", "xcp"]; there is no shell')
+    return tuple(value)
+
+
+def url(value: Any) -> str:
+    """An http or https URL of a host, without a user or password in it."""
+    allowed = 'a URL without user or password, as in "https://xcp-1.example.org"'
+    try:
+        parts = urlsplit(text(value))
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ValueError(allowed) from None
+    if not whole or " " in value or "@" in parts.netloc:
+        raise ValueError(allowed)
+    return str(value)
+
+
+def place(value: Any) -> str:
+    """A folder or a URL, without a user or password in it."""
+    if _LOGIN.search(text(value)):
+        raise ValueError('a folder or URL without user or password, as in "file:///srv/backup/mover"')
+    return str(value)
 
 
 def pattern(expression: str, allowed: str) -> Parse:
@@ -135,7 +158,7 @@ def table(cls: type[T], value: Any, path: Path, complaints: list[Complaint]) -> 
         if field is None:
             complaints.append(Complaint((*path, name), "an unknown key", _near(name, fields)))
             continue
-        values[field.name] = _parse(field.metadata["parse"], found, (*path, name), complaints)
+        values[field.name] = _parse(field.metadata, found, (*path, name), complaints)
     for name, field in fields.items():
         if field.metadata["required"] and name not in value:
             complaints.append(Complaint((*path, name), "nothing", "this key is required"))
@@ -159,11 +182,12 @@ class _Nested:
     many: bool
 
 
-def _parse(parse: Parse, value: Any, path: Path, complaints: list[Complaint]) -> Any:
+def _parse(metadata: Mapping[str, Any], value: Any, path: Path, complaints: list[Complaint]) -> Any:
     try:
-        parsed = parse(value)
+        parsed = metadata["parse"](value)
     except ValueError as error:
-        complaints.append(Complaint(path, shown(value), str(error)))
+        found = "something else" if metadata["private"] else shown(value)
+        complaints.append(Complaint(path, found, str(error)))
         return None
     if not isinstance(parsed, _Nested):
         return parsed
@@ -186,7 +210,9 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'"{value[:60]}"'
+        return f'"{printable(_LOGIN.sub("//***@", value)[:60])}"'
+    if isinstance(value, int) and abs(value) > _LONGEST:
+        return "a huge number"
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):

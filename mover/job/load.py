@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mover.job.model import Job, SelectorSection, backup_keys
 from mover.job.position import nearest, positions
 
 _LIMIT = 1 << 20
+_PLACE = re.compile(r" \(at line ([0-9]+), column ([0-9]+)\)$")
 
 
 def load_job(path: Path) -> Job:
@@ -34,8 +36,11 @@ def parse_job(content: str, file: str, default_name: str) -> Job:
     """Parse the text of a job file; `file` is for messages. Raises `JobError`."""
     try:
         raw = tomllib.loads(content)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise JobError(f"{file}: not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # Besides its own error, tomllib lets through what int() says of a number with thousands of digits.
+        place = _PLACE.search(str(error))
+        where = f":{place[1]}:{place[2]}" if place else ""
+        raise JobError(f"{file}{where}: not TOML: {_PLACE.sub('', str(error))}") from error
     complaints: list[Complaint] = []
     job = table(Job, raw, (), complaints)
     if job is not None:

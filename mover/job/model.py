@@ -4,21 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from mover.job.keys import choice, command, count, duration, flag, key, many, one, pattern, size, text, texts
+from mover.job.keys import (
+    choice,
+    command,
+    count,
+    duration,
+    flag,
+    key,
+    many,
+    one,
+    pattern,
+    place,
+    size,
+    text,
+    texts,
+    url,
+)
 from mover.units import MiB
 
 _NAME = pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "letters, digits, dots, dashes and underscores, at most 64")
 _COMPRESSION = pattern(
     r"none|zstd(:([1-9]|1[0-9]))?", 'none, zstd, or zstd:LEVEL with a level from 1 to 19, as in "zstd:1"'
 )
-_FINGERPRINT = pattern(r"sha256:[0-9A-Fa-f:]{64,95}", "sha256: and 64 hex digits")
-_URL = pattern(r"https?://\S+", 'a URL, as in "https://xcp-1.example.org"')
+_FINGERPRINT = pattern(r"sha256:[0-9A-Fa-f]{2}(:?[0-9A-Fa-f]{2}){31}", "sha256: and 64 hex digits")
+_UUID = pattern(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a UUID as the pool writes it, in lower case")
+_VARIABLE = pattern(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")
 
 
 def _fingerprints(value: object) -> tuple[str, ...]:
     """One fingerprint or several: each host has its own certificate."""
     items = value if isinstance(value, list) else [value]
     return tuple(_FINGERPRINT(item) for item in items)
+
+
+def _uuids(value: object) -> tuple[str, ...]:
+    return tuple(_UUID(item) for item in texts(value))
 
 
 def _chunk_size(value: object) -> int:
@@ -39,12 +59,12 @@ def _exclusion(value: object) -> tuple[str, ...]:
 class PoolSection:
     """[pool]: where the pool is and who logs in. Exactly one of the password keys is needed."""
 
-    url: str = key(_URL, doc="any member's address; a slave's answer leads to the master", example='"https://xcp-1"')
+    url: str = key(url, doc="any member's address; a slave's answer leads to the master", example='"https://xcp-1"')
     username: str = key(text, doc="who logs in", example='"backup"')
     password_file: str | None = key(text, None, "a file whose first line is the password; not readable by others")
-    password_env: str | None = key(text, None, "an environment variable that holds the password")
+    password_env: str | None = key(_VARIABLE, None, "an environment variable that holds the password", private=True)
     password_command: tuple[str, ...] | None = key(
-        command, None, "a command whose first line of output is the password"
+        command, None, "a command whose first line of output is the password", private=True
     )
     ca_file: str | None = key(text, None, "PEM certificates to trust for the pool's hosts")
     fingerprint: tuple[str, ...] = key(
@@ -60,13 +80,15 @@ class PoolSection:
 class StoreSection:
     """[store]: where restore points go. The middle two are fixed when the store is made."""
 
-    url: str = key(text, doc="a folder, as file:///srv/backup/mover", example='"file:///srv/backup/mover"')
+    url: str = key(place, doc="a folder, as file:///srv/backup/mover", example='"file:///srv/backup/mover"')
     chunk_size: int = key(_chunk_size, 64 << 10, "the unit of deduplication, a power of two up to 4MiB")
     compression: str = key(_COMPRESSION, "zstd:1", "zstd:LEVEL or none")
     passphrase_file: str | None = key(text, None, "only for encrypted stores: a file with the passphrase")
-    passphrase_env: str | None = key(text, None, "only for encrypted stores: a variable with the passphrase")
+    passphrase_env: str | None = key(
+        _VARIABLE, None, "only for encrypted stores: a variable with the passphrase", private=True
+    )
     passphrase_command: tuple[str, ...] | None = key(
-        command, None, "only for encrypted stores: a command that prints it"
+        command, None, "only for encrypted stores: a command that prints it", private=True
     )
 
 
@@ -92,10 +114,14 @@ class BackupSection:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectorSection(BackupSection):
-    """[[vms]]: which VMs; the union of all selectors is backed up. One of name, uuid, tag, all is needed."""
+    """[[vms]]: which VMs; the union of all selectors is backed up. One of name, uuid, tag, all is needed.
+
+    Where several selectors match one VM, each key has the value of the first of them that gives it, and the disks that
+    any of them excludes are left out.
+    """
 
     name: str | None = key(text, None, "a name, or a pattern with * and ?")
-    uuid: str | None = key(text, None, "a UUID")
+    uuid: str | None = key(_UUID, None, "a UUID")
     tag: str | None = key(text, None, "a tag")
     all: bool = key(flag, False, "every VM of the pool")
     exclude_disks: tuple[str, ...] = key(_exclusion, (), "disks to leave out: position, name pattern, UUID or tag")
@@ -107,7 +133,7 @@ class ExcludeSection:
     """[exclude]: VMs that no selector gets."""
 
     names: tuple[str, ...] = key(texts, (), "names or patterns")
-    uuids: tuple[str, ...] = key(texts, (), "UUIDs")
+    uuids: tuple[str, ...] = key(_uuids, (), "UUIDs")
     tags: tuple[str, ...] = key(texts, (), "tags")
 
 
@@ -160,7 +186,7 @@ class ReportSection:
     """[report]: where else a run tells what it did."""
 
     prometheus: str | None = key(text, None, "a text file for the node exporter")
-    webhook: str | None = key(_URL, None, "a URL that gets the summary")
+    webhook: str | None = key(url, None, "a URL that gets the summary", private=True)
     log: str | None = key(text, None, "a file of JSON lines; {job} is replaced")
 
 

@@ -21,7 +21,7 @@ def positions(text: str) -> dict[Path, Position]:
     counts: dict[Path, int] = {}
     table: Path = ()
     value = _Value()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if value.open:
             value.feed(line)
             continue

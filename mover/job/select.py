@@ -39,7 +39,10 @@ class SelectedVm:
 
 
 def select_vms(job: Job, vms: Records, vbds: Records, vdis: Records) -> list[SelectedVm]:
-    """The VMs that `job` selects, by name. Where several selectors match one VM, the first one's settings hold.
+    """The VMs that `job` selects, by name.
+
+    Where several selectors match one VM, each key has the value of the first of them that gives it; the disks that any
+    of them excludes are left out.
 
     Snapshots, templates and control domains are never selected.
     """
@@ -61,7 +64,7 @@ def select_vms(job: Job, vms: Records, vbds: Records, vdis: Records) -> list[Sel
                     ref=ref,
                     uuid=vm["uuid"],
                     name=vm["name_label"],
-                    backup=_settings(job.backup, matching[0]),
+                    backup=_settings(job.backup, matching),
                     disks=tuple(disk for disk in disks if disk.position not in left_out),
                     excluded_disks=tuple(disk for disk in disks if disk.position in left_out),
                 )
@@ -87,10 +90,11 @@ def _excluded(exclude: ExcludeSection, vm: Record) -> bool:
     )
 
 
-def _settings(defaults: BackupSection, selector: SelectorSection) -> BackupSection:
-    return dataclasses.replace(
-        defaults, **{name: getattr(selector, name) for name in backup_keys() if name in selector.overrides}
-    )
+def _settings(defaults: BackupSection, matching: list[SelectorSection]) -> BackupSection:
+    given: dict[str, Any] = {}
+    for selector in reversed(matching):
+        given |= {name: getattr(selector, name) for name in backup_keys() if name in selector.overrides}
+    return dataclasses.replace(defaults, **given)
 
 
 def _disks(vm: Record, vbds: Records, vdis: Records) -> list[SelectedDisk]:

@@ -58,11 +58,22 @@ def test_defaults_units_and_overrides():
         ('password-file = "/etc/mover/xcp.secret"', 'password = "hunter2"', "4:1: pool.password", "password-command"),
         ("quiesce = true", "quiesce = 1", "18:1: vms[1].quiesce: found 1", "true or false"),
         ("quiesce = true", 'full-read = "tape"', '18:1: vms[1].full-read: found "tape"', "one of nbd, raw"),
-        ("quiesce = true", 'uuid = "x"', "12:3: vms[1]: found name and uuid", "exactly one of"),
+        ("quiesce = true", "all = true", "12:3: vms[1]: found name and all", "exactly one of"),
+        ("quiesce = true", 'uuid = "WEB-1"', '18:1: vms[1].uuid: found "WEB-1"', "a UUID as the pool writes it"),
+        ("[store]", "[limits]\nvms = 0x" + "f" * 5000 + "\n[store]", "7:1: limits.vms: found a huge", "from 1 to 64"),
+        ("[store]", "[limits]\nvms = " + "9" * 5000 + "\n[store]", "not TOML", "4300 digits"),
+        ("[store]", "[hooks]\ntimeout = " + "9" * 400 + "\n[store]", "7:1: hooks.timeout", "30 years"),
+        ("[store]", '[hooks]\ntimeout = "2 fortnights"\n[store]', "7:1: hooks.timeout", "s, m, h, d, w"),
+        ("[store]", '[hooks]\npre-snapshot = "/etc/freeze"\n[store]', "7:1: hooks.pre-snapshot", "there is no shell"),
+        ("[store]", '[hooks]\npre-snapshot = ["a\\u0000"]\n[store]', "7:1: hooks.pre-snapshot", "a command as a list"),
+        ("/srv/backup", "/srv/\\u0000", '7:1: store.url: found "file:///srv/\\x00', "without control characters"),
+        ("[store]", "# \u2028 \x85\n[store]\nx = 1", "8:1: store.x", "one of url"),
+        ("xcp-1.example.org", "[xcp", "2:1: pool.url", "as in"),
+        ('username = "backup"', 'username = "b"\nfingerprint = "sha256:ab"', "4:1: pool.fingerprint", "64 hex digits"),
         ("[store]", '[store]\nchunk-size = "63KiB"', "7:1: store.chunk-size", "a power of two"),
         ("[store]", '[store]\nchunk-size = "64KB"', "7:1: store.chunk-size", "KiB, MiB"),
         ("[store]", "[[store]]", "6:3: store: found a list", "a table"),
-        ('tag = "backup"', "tag = {", "not TOML", "line 10"),
+        ('tag = "backup"', "tag = {", "j.toml:10:", "not TOML"),
     ],
 )
 def test_complaints_name_line_key_found_and_allowed(old: str, new: str, place: str, words: str):
@@ -85,6 +96,36 @@ def test_a_literal_secret_is_not_repeated():
 def test_two_schedules_of_one_name():
     text = complaint(GOOD + '[[schedules]]\nname = "a"\n[[schedules]]\nname = "a"\n')
     assert "22:1: schedules[1].name" in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'password-env = "hunter2 "',
+        'password-command = "hunter2"',
+        'Password = "hunter2"',
+        'passphrase = "hunter2"',
+        "password-file = { literal = 'hunter2' }",
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated(line: str):
+    assert "hunter2" not in complaint(GOOD.replace('password-file = "/etc/mover/xcp.secret"', line))
+
+
+@pytest.mark.parametrize("section", ["pool", "store"])
+def test_a_login_in_a_url_is_refused_and_not_repeated(section: str):
+    text = complaint(GOOD.replace("://", "://root:hunter2@"))
+    assert f"{section}.url" in text
+    assert "hunter2" not in text
+
+
+def test_positions_follow_arrays_and_long_strings():
+    text = complaint(
+        GOOD.replace("[store]", '[report]\nlog = """\n[store]\nurl = 1\n"""\n[store]\nnope = [ # ]\n 1,\n]\nnope2 = 1')
+    )
+    assert "7:1: report.log" in text
+    assert "12:1: store.nope:" in text
+    assert "15:1: store.nope2" in text
 
 
 LINES = GOOD.splitlines()

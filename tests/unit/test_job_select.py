@@ -7,6 +7,9 @@ from mover.job import parse_job, select_vms
 HEAD = '[pool]\nurl = "https://x"\nusername = "u"\npassword-env = "P"\n[store]\nurl = "/s"\n'
 
 
+WEB_3 = "5bb0b1e4-6e4c-4b5e-9d55-0f1d0f2f2a33"
+
+
 def vm(name: str, *tags: str, vbds: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
     record = {"uuid": f"uuid-{name}", "name_label": name, "tags": list(tags), "VBDs": list(vbds)}
     return record | {"is_a_snapshot": False, "is_a_template": False, "is_control_domain": False} | more
@@ -26,8 +29,8 @@ def names(job: str, vms: list[dict[str, Any]]) -> list[str]:
 
 
 def test_selectors_are_a_union_and_exclusions_win():
-    vms = [vm("web-1"), vm("web-2", "no-backup"), vm("db", "backup"), vm("other"), vm("web-3", "backup")]
-    job = '[[vms]]\ntag = "backup"\n[[vms]]\nname = "web-*"\n[exclude]\ntags = ["no-backup"]\nuuids = ["uuid-web-3"]\n'
+    vms = [vm("web-1"), vm("web-2", "no-backup"), vm("db", "backup"), vm("other"), vm("web-3", "backup", uuid=WEB_3)]
+    job = f'[[vms]]\ntag = "backup"\n[[vms]]\nname = "web-*"\n[exclude]\ntags = ["no-backup"]\nuuids = ["{WEB_3}"]\n'
     assert names(job, vms) == ["db", "web-1"]
 
 
@@ -61,3 +64,33 @@ def test_disks_are_excluded_by_position_name_uuid_and_tag():
     assert [disk.position for disk in found.excluded_disks] == ["0", "1", "2"]
     assert found.backup.mode == "full"
     assert found.backup.strategy == "cbt"
+
+
+def test_each_key_has_the_value_of_the_first_selector_that_gives_it():
+    """A tag selects a VM in general; a later selector of the same VM still says what is special about it."""
+    job = parse_job(
+        HEAD
+        + '[backup]\nfull-read = "raw"\nkeep-snapshot = "none"\n'
+        + '[[vms]]\ntag = "backup"\nmode = "full"\n'
+        + '[[vms]]\nname = "db"\nmode = "incremental"\nstrategy = "xva"\nfull-read = "nbd"\n'
+        + 'exclude-disks = ["scratch"]\n',
+        "f",
+        "j",
+    )
+    vbds, vdis = {"b0": vbd(0, "d0"), "b1": vbd(1, "d1")}, {"d0": vdi("root"), "d1": vdi("scratch")}
+    records = {"db": vm("db", "backup", vbds=("b0", "b1")), "web": vm("web", "backup", vbds=("b1",))}
+    db, web = select_vms(job, records, vbds, vdis)
+    assert (db.backup.mode, db.backup.strategy, db.backup.full_read) == ("full", "xva", "nbd")
+    assert (web.backup.mode, web.backup.strategy, web.backup.full_read) == ("full", "cbt", "raw")
+    assert db.backup.keep_snapshot == web.backup.keep_snapshot == "none"
+    assert [disk.name for disk in db.disks] == ["root"]
+    assert [disk.name for disk in web.disks] == ["scratch"]
+
+
+def test_a_drive_without_a_disk_and_a_disk_that_is_gone_are_no_disks():
+    vbds = {"b0": vbd(0, "d0") | {"empty": True}, "b1": vbd(1, "gone"), "b2": vbd(2, "d2")}
+    vms = {"ref": vm("db", vbds=("b0", "b1", "b2", "gone"))}
+    (found,) = select_vms(
+        parse_job(HEAD + "[[vms]]\nall = true\n", "f", "j"), vms, vbds, {"d0": vdi("a"), "d2": vdi("b")}
+    )
+    assert [disk.position for disk in found.disks] == ["2"]
