@@ -38,6 +38,8 @@ from protocol.nbd.server import (
 )
 
 CONNECTIONS = 16
+# Seconds before the next try when a connection cannot be accepted.
+_BREATH = 0.05
 
 Mode = Literal["tls", "plain", "closed"]
 
@@ -149,7 +151,11 @@ class NbdDaemon:
     async def _accept(self, listener: socket.socket, group: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(listener)
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError:  # gone again, or no descriptor is free
+                await asyncio.sleep(_BREATH)
+                continue
             # Room is counted, and the purposes are looked at, when a client comes: later changes do not touch it.
             mode, fault = self._mode(), self._faults.take_nbd(self._host)
             refused = fault is not None and fault.kind == "refuse"
