@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
 from mover.simulator.granules import granules
 from mover.simulator.sparse import copy_range, data_of, read_range
@@ -23,6 +24,8 @@ from protocol.extent import Extent, align, merge, split
 
 _PAGE = 4096
 _PIECE = 1 << 20
+# What e2fsprogs take for the time, in seconds since 1970, so that the same is made whenever it is made.
+_CLOCK = "1700000000"
 _WORDS = (
     "connection",
     "closed",
@@ -36,7 +39,7 @@ _WORDS = (
     "retry",
 )
 
-Kind = Literal["random", "text", "zeros"]
+Kind = Literal["random", "text", "repeated", "zeros"]
 
 
 class GuestError(Exception):
@@ -70,7 +73,9 @@ class GuestLog:
 
 
 class Guest:
-    """A guest with the disk `uuid`. What it writes depends on `seed` alone."""
+    """A guest with the disk `uuid`. What it writes depends on `seed` alone; a file system also on the tree in it, whose
+    files keep their times.
+    """
 
     def __init__(self, disks: Disks, uuid: str, seed: int = 0) -> None:
         self.log = GuestLog()
@@ -88,7 +93,7 @@ class Guest:
         """
         with tempfile.TemporaryDirectory(dir=self._disks.directory) as folder:
             image = Path(folder) / "image"
-            make_ext4(tree, image, self._disks.size(self._uuid))
+            make_ext4(tree, image, self._disks.size(self._uuid), UUID(int=self._random.getrandbits(128), version=4))
             with image.open("rb", buffering=0) as file:
                 for extent in data_of(file.fileno(), image.stat().st_size):
                     self.log.add(*extent)
@@ -130,7 +135,7 @@ class Guest:
         self.log.add(offset, len(data))
 
     def fill(self, offset: int, length: int, kind: Kind) -> None:
-        """Write a run of noise, of compressible text, or of zeros."""
+        """Write a run of noise, of compressible text, of one page again and again, or of zeros."""
         for piece in split([Extent(offset, length)], _PIECE):
             self.write(piece.offset, self._content(piece.length, kind))
 
@@ -153,6 +158,8 @@ class Guest:
             return bytes(length)
         if kind == "random":
             return self._random.randbytes(length)
+        if kind == "repeated":
+            return (self._text[:_PAGE] * -(-length // _PAGE))[:length]
         text = bytearray(self._text[:length])
         for at in range(0, length - 16, _PAGE):  # no two pages alike
             text[at : at + 16] = self._random.randbytes(8).hex().encode()
@@ -188,15 +195,15 @@ class Guest:
                     yield piece.offset + extent.offset, new[extent.offset : extent.end]
 
 
-def make_ext4(tree: Path, image: Path, size: int) -> None:
-    """Make a sparse file of `size` bytes with an ext4 file system that holds the files under `tree`.
+def make_ext4(tree: Path, image: Path, size: int, uuid: UUID) -> None:
+    """Make a sparse file of `size` bytes with the ext4 file system `uuid` that holds the files under `tree`.
 
     Raises GuestError if mkfs.ext4 is missing, or the files do not fit.
     """
     with image.open("wb") as file:
         file.truncate(size)
-    lazy = "lazy_itable_init=1,lazy_journal_init=1"
-    _call("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", lazy, "-d", str(tree), str(image))
+    extended = f"lazy_itable_init=1,lazy_journal_init=1,hash_seed={uuid}"
+    _call("mkfs.ext4", "-q", "-F", "-b", "4096", "-U", str(uuid), "-E", extended, "-d", str(tree), str(image))
 
 
 def _call(program: str, *arguments: str) -> str:
@@ -204,7 +211,12 @@ def _call(program: str, *arguments: str) -> str:
     if path is None:
         raise GuestError(f"{program} is not installed (package e2fsprogs)")
     done = subprocess.run(
-        [path, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        [path, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "E2FSPROGS_FAKE_TIME": _CLOCK},
+        check=False,
     )
     said = done.stdout.decode(errors="replace")
     if done.returncode:
