@@ -1,7 +1,8 @@
-"""A bar per disk on a terminal, and sentences above them."""
+"""A bar per disk on a terminal, sentences above them, and a table at the end of a run."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import TextIO
 
@@ -17,8 +18,20 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from mover.events import AnyEvent, DiskFinished, DiskPlanned, DiskProgress, VerifyProgress, VmFinished, VmStarted
+from mover.events import (
+    AnyEvent,
+    DiskFinished,
+    DiskPlanned,
+    DiskProgress,
+    RunFinished,
+    VerifyProgress,
+    VmFinished,
+    VmStarted,
+)
+from mover.printable import printable
 from mover.report.sentences import Sentences
+from mover.report.summary import Summary
+from mover.report.table import summary_table
 
 
 class Bars:
@@ -28,7 +41,7 @@ class Bars:
         self._sentences = Sentences()
         self._console = Console(file=stream)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             DownloadColumn(binary_units=True),
@@ -39,6 +52,7 @@ class Bars:
         )
         self._names: dict[str, str] = {}
         self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._summary = Summary()
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -51,11 +65,12 @@ class Bars:
 
     def __call__(self, event: AnyEvent) -> None:
         line = self._sentences.of(event)
+        self._summary(event, time.time())
         match event:
             case VmStarted():
                 self._names[event.vm] = event.name
             case DiskPlanned():
-                label = f"{self._names.get(event.vm, event.vm)}/{event.disk} {event.mode}"
+                label = printable(f"{self._names.get(event.vm, event.vm)}/{event.disk} {event.mode}")
                 self._tasks[event.vm, event.disk] = self._progress.add_task(label, total=event.to_read)
             case DiskProgress():
                 self._advance((event.vm, event.disk), event.done)
@@ -69,6 +84,8 @@ class Bars:
                 if key not in self._tasks:
                     self._tasks[key] = self._progress.add_task("verify", total=event.total)
                 self._advance(key, event.done)
+            case RunFinished() if self._summary.value.vms:
+                self._console.print(summary_table(self._summary.value))
             case _:
                 pass
         if line:

@@ -14,6 +14,7 @@ from mover.events import (
     VmFinished,
     VmStarted,
 )
+from mover.printable import printable_lines
 from mover.units import format_duration, format_rate, format_size
 
 
@@ -24,7 +25,11 @@ class Sentences:
         self._vms: dict[str, str] = {}
 
     def of(self, event: AnyEvent) -> str | None:
-        """One line, or None for an event that needs no words."""
+        """What to say, or None for an event that needs no words. It is fit for a terminal, whatever names there are."""
+        words = self._words(event)
+        return None if words is None else printable_lines(words)
+
+    def _words(self, event: AnyEvent) -> str | None:
         match event:
             case RunStarted():
                 return f"{event.action} {event.run}: job {event.job}, {', '.join(event.vms)}"

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import msgspec
 
-from mover.events import AnyEvent, DiskFinished, Note, RunFinished, RunStarted, VmFinished
+from mover.events import AnyEvent, DiskFinished, DiskPlanned, Note, RunFinished, RunStarted, VmFinished, VmStarted
 
 
 class VmSummary(msgspec.Struct, kw_only=True):
-    """One VM of a run. Sizes in bytes."""
+    """One VM of a run. Sizes in bytes. `reasons` says by disk why it was read in full."""
 
     uuid: str
     name: str
     outcome: str = "unknown"
     point: str | None = None
     error: str | None = None
+    hint: str | None = None
     seconds: float = 0.0
     changed: int = 0
     read: int = 0
     stored: int = 0
+    disks: int = 0
     full_disks: int = 0
+    reasons: dict[str, str] = {}
 
 
 class RunSummary(msgspec.Struct, kw_only=True):
@@ -48,8 +51,13 @@ class Summary:
         match event:
             case RunStarted():
                 value.job, value.run = event.job, event.run
+            case VmStarted():
+                self._vm(event.vm).name = event.name
+            case DiskPlanned(mode="full", reason=str(reason)):
+                self._vm(event.vm).reasons[event.disk] = reason
             case DiskFinished():
                 vm = self._vm(event.vm)
+                vm.disks += 1
                 vm.changed += event.changed
                 vm.read += event.read
                 vm.stored += event.stored
@@ -57,7 +65,7 @@ class Summary:
             case VmFinished():
                 vm = self._vm(event.vm)
                 vm.name, vm.outcome, vm.point = event.name, event.outcome, event.point
-                vm.error, vm.seconds = event.error, event.seconds
+                vm.error, vm.hint, vm.seconds = event.error, event.hint, event.seconds
             case Note(level="warning"):
                 value.warnings.append(event.message)
             case RunFinished():

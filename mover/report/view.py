@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TextIO
 
@@ -18,7 +19,7 @@ def open_view(progress: Progress, stream: TextIO) -> AbstractContextManager[Emit
         return nullcontext(JsonLines(stream))
     if progress == "none":
         return nullcontext(_ignore)
-    if progress == "auto" and stream.isatty():
+    if progress == "auto" and stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
         from mover.report.bars import Bars
 
         return Bars(stream)
