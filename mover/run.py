@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import secrets
 import time
 import traceback
 from collections.abc import AsyncIterator, Sequence
@@ -73,7 +74,7 @@ async def run_job(
     """
     refuse_unsupported(job)
     started = time.monotonic()
-    run = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     totals = _Totals(emit)
     chosen = _schedule(job, schedule)
     with run_lock(job.name):
