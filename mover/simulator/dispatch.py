@@ -68,7 +68,7 @@ class Dispatcher:
             return await self._call(caller, name, params)
         except Failure:
             raise
-        except Exception as error:  # noqa: BLE001 - as the servers do
+        except Exception as error:
             _log.exception("call of %s", name)
             raise internal(f"{type(error).__name__}: {error}") from error
 
@@ -145,9 +145,7 @@ def _result(value: Value) -> Value:
 def _check_arguments(signature: Signature, arguments: Sequence[Value]) -> list[Value]:
     declared = signature.params
     if not signature.required <= len(arguments) <= len(declared):
-        raise Failure(
-            "MESSAGE_PARAMETER_COUNT_MISMATCH", signature.name, str(len(declared)), str(len(arguments))
-        )
+        raise Failure("MESSAGE_PARAMETER_COUNT_MISMATCH", signature.name, str(len(declared)), str(len(arguments)))
     values = []
     for param, argument in zip(declared, arguments, strict=False):
         try:

@@ -119,7 +119,11 @@ class Connection:
 
     async def sendfile(self, fd: int, offset: int, length: int) -> None:
         """Send a range of an open file; by the kernel where the connection is plain and the loop can."""
-        if self.tap is None and self._writer.get_extra_info("ssl_object") is None and await self._splice(fd, offset, length):
+        if (
+            self.tap is None
+            and self._writer.get_extra_info("ssl_object") is None
+            and await self._splice(fd, offset, length)
+        ):
             self.sent += length
             return
         end = offset + length

@@ -93,7 +93,10 @@ class MessageCalls:
     def destroy(self, context: Context, message: str) -> None:
         self._pool.database.destroy("message", message)
 
-    @call("message.get(cls: enum cls, obj_uuid: string, since: datetime) -> (message ref -> message record) map", asynchronous=False)
+    @call(
+        "message.get(cls: enum cls, obj_uuid: string, since: datetime) -> (message ref -> message record) map",
+        asynchronous=False,
+    )
     def get(self, context: Context, cls: str, obj_uuid: str, since: datetime) -> Value:
         found = self._since(since).items()
         return {ref: message for ref, message in found if (message["cls"], message["obj_uuid"]) == (cls, obj_uuid)}
@@ -123,7 +126,10 @@ class NetworkCalls:
     def destroy(self, context: Context, network: str) -> None:
         self._pool.database.destroy("network", network)
 
-    @call("network.add_purpose(self: network ref, value: enum network_purpose) -> void", errors="NETWORK_INCOMPATIBLE_PURPOSES")
+    @call(
+        "network.add_purpose(self: network ref, value: enum network_purpose) -> void",
+        errors="NETWORK_INCOMPATIBLE_PURPOSES",
+    )
     def add_purpose(self, context: Context, network: str, value: str) -> None:
         """`nbd` and `insecure_nbd` do not go together anywhere in a pool."""
         database = self._pool.database

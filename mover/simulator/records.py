@@ -115,7 +115,12 @@ class RecordCalls:
 
 
 def _bind(
-    cls: str, name: str, params: list[tuple[str, Type]], result: Type, function: Callable[..., Value], hidden: bool = False
+    cls: str,
+    name: str,
+    params: list[tuple[str, Type]],
+    result: Type,
+    function: Callable[..., Value],
+    hidden: bool = False,
 ) -> Bound:
     declared = tuple(Param(param, kind) for param, kind in params)
     return Bound(Signature(f"{cls}.{name}", declared, result, asynchronous=False, hidden=hidden), function)

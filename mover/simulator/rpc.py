@@ -19,7 +19,9 @@ _CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "X-
 class RpcEndpoints:
     """Takes calls at one host. `early` is an error that strikes before a call is even looked at, if there is one."""
 
-    def __init__(self, dispatcher: Dispatcher, caller: Callable[[], Caller], early: Callable[[], Failure | None]) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, caller: Callable[[], Caller], early: Callable[[], Failure | None]
+    ) -> None:
         self._dispatcher = dispatcher
         self._caller = caller
         self._early = early
@@ -75,7 +77,9 @@ class RpcEndpoints:
         if request.name == "system.listMethods":
             return jsonrpc.encode_result(request, self._dispatcher.list_methods())
         try:
-            return jsonrpc.encode_result(request, await self._dispatcher.call(self._caller(), request.name, request.params))
+            return jsonrpc.encode_result(
+                request, await self._dispatcher.call(self._caller(), request.name, request.params)
+            )
         except Failure as failure:
             return jsonrpc.encode_failure(request, failure.description)
 

@@ -54,7 +54,9 @@ class VmCalls:
             fields.get(name) not in (None, "", NULL, {}) for name in _SUSPENDED_NEEDS
         ):
             raise Failure("VM_BAD_POWER_STATE", NULL, "halted", "suspended")
-        _check_memory(*(fields[f"memory_{name}"] for name in ("static_min", "dynamic_min", "dynamic_max", "static_max")))
+        _check_memory(
+            *(fields[f"memory_{name}"] for name in ("static_min", "dynamic_min", "dynamic_max", "static_max"))
+        )
         fields["other_config"].setdefault("mac_seed", str(uuids.uuid4()))
         if fields.get("domain_type", "unspecified") == "unspecified":
             fields["domain_type"] = "hvm" if fields["HVM_boot_policy"] else "pv"
@@ -128,7 +130,8 @@ class VmCalls:
     # -- settings ----------------------------------------------------------------------------------------------------
 
     @call(
-        "VM.set_memory_limits(self: VM ref, static_min: int, static_max: int, dynamic_min: int, dynamic_max: int) -> void",
+        "VM.set_memory_limits(self: VM ref, static_min: int, static_max: int, dynamic_min: int, dynamic_max: int)"
+        " -> void",
         errors="MEMORY_CONSTRAINT_VIOLATION",
     )
     def set_memory_limits(

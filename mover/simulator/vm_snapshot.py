@@ -202,7 +202,9 @@ def _copied(value: object) -> object:
 
 
 def _copy_vbd(pool: Pool, vm: str, vbd: Record, vdi: str) -> str:
-    kept = "userdevice bootable mode type unpluggable empty other_config qos_algorithm_type qos_algorithm_params".split()
+    kept = (
+        "userdevice bootable mode type unpluggable empty other_config qos_algorithm_type qos_algorithm_params".split()
+    )
     fields: Record = {name: _copied(vbd[name]) for name in kept}
     if vbd["type"] == "Disk":
         fields["other_config"] = {**vbd["other_config"], "owner": ""}
@@ -228,7 +230,13 @@ def suspend_image(pool: Pool, vm: str) -> str:
     sr = pool.database.get("VDI", disks[0]["VDI"])["SR"]
     uuid = str(uuids.uuid4())
     storage(lambda: pool.disks.create(uuid, _SUSPEND_IMAGE))
-    fields = {"SR": sr, "virtual_size": _SUSPEND_IMAGE, "type": "suspend", "name_label": "Suspend image", "location": uuid}
+    fields = {
+        "SR": sr,
+        "virtual_size": _SUSPEND_IMAGE,
+        "type": "suspend",
+        "name_label": "Suspend image",
+        "location": uuid,
+    }
     return pool.database.create("VDI", fields, uuid=uuid)
 
 
