@@ -151,9 +151,8 @@ class CbtLogs:
         for log in self._between(older, newer):
             if log.size > target.size:
                 raise StorageError(459, _INCONSISTENT)
-            if log.changed.flags is not None:
-                part = union[: len(log.changed)]
-                np.bitwise_or(part, log.changed.flags, out=part)
+            for first, end in log.changed.runs():
+                union[first:end] = 1
         return np.packbits(union).tobytes()
 
     def dump(self) -> dict[str, SavedLog]:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mover.simulator.granules import Flags, GranuleMap, granules
+from mover.simulator.granules import GranuleMap, granules
 from mover.simulator.sparse import ZEROS, copy_range, data_of, split_zeros, write_range
 from protocol.cbt import GRANULE
-from protocol.extent import Extent, align, subtract
+from protocol.extent import Extent, align, merge, subtract
 
 # Granules looked at in one go: 1 GiB of disk.
 _WINDOW = 16_384
@@ -64,9 +64,7 @@ class Node:
 
     def extents(self) -> list[Extent]:
         """What is in this file, in whole granules."""
-        flags = self.present.flags
-        ones = () if flags is None else _ones(flags)
-        return [Extent(first * GRANULE, (end - first) * GRANULE) for first, end in ones]
+        return merge(Extent(first * GRANULE, (end - first) * GRANULE) for first, end in self.present.runs())
 
     def mark(self, first: int, end: int) -> None:
         """Granules `first` up to `end` are in this file now."""
@@ -145,8 +143,3 @@ def runs(chain: Sequence[Node], offset: int, length: int) -> Iterator[Run]:
         start = max(offset, first * GRANULE)
         stop = min(end, last * GRANULE)
         yield Run(None, 0, stop - start) if node is None else Run(node.fd, start, stop - start)
-
-
-def _ones(flags: Flags) -> Iterator[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(flags, prepend=np.uint8(0), append=np.uint8(0)))
-    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
