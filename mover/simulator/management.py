@@ -126,6 +126,13 @@ class NetworkCalls:
     def destroy(self, context: Context, network: str) -> None:
         self._pool.database.destroy("network", network)
 
+
+class PurposeCalls:
+    """What a network is for: came with NBD, in API 2.8."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
     @call(
         "network.add_purpose(self: network ref, value: enum network_purpose) -> void",
         errors="NETWORK_INCOMPATIBLE_PURPOSES",

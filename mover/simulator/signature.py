@@ -59,10 +59,20 @@ class Bound:
 
 def parse_signature(text: str, **marks: Any) -> Signature:
     """Read `VM.snapshot(vm: VM ref, new_name: string, ignore_vdis: VDI ref set = []) -> VM ref`."""
-    head, _, result = text.rpartition(")")
-    name, _, inside = head.partition("(")
+    name, _, rest = text.partition("(")
+    inside, result = _closed(rest)
     params = tuple(_parse_param(part) for part in _split(inside) if part.strip())
-    return Signature(name.strip(), params, parse_type(result.replace("->", "", 1).strip() or "void"), **marks)
+    return Signature(name.strip(), params, parse_type(result.strip().removeprefix("->") or "void"), **marks)
+
+
+def _closed(text: str) -> tuple[str, str]:
+    """What is before the parenthesis that closes, and after it."""
+    depth = 1
+    for position, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if depth == 0:
+            return text[:position], text[position + 1 :]
+    raise ValueError(f"no closing parenthesis: {text}")
 
 
 def _split(text: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ from mover.simulator.failure import Failure
 from mover.simulator.faults import Faults
 from mover.simulator.guest import Guest
 from mover.simulator.http import Routes
-from mover.simulator.management import HostCalls, MessageCalls, NetworkCalls, SessionCalls, TaskCalls
+from mover.simulator.management import HostCalls, MessageCalls, NetworkCalls, PurposeCalls, SessionCalls, TaskCalls
 from mover.simulator.nbd import Mode, NbdDaemon, Network
 from mover.simulator.options import Options
 from mover.simulator.persistence import Persistence
@@ -121,6 +121,7 @@ class Simulator:
     """
 
     pool: Pool
+    calls: Dispatcher
     _hosts: list[_HostServers]
 
     def __init__(self, directory: Path, options: Options | None = None) -> None:
@@ -172,7 +173,7 @@ class Simulator:
             self.pool = self._open(group)
             stack.callback(self.pool.disks.close)
             saved = Persistence(self.pool.database, self.directory / _STATE)
-            dispatcher = self._dispatcher(group)
+            self.calls = dispatcher = self._dispatcher(group)
             stack.push_async_callback(dispatcher.stop)
             for number, host in enumerate(self.pool.hosts):
                 servers = _HostServers(self.pool, host, number, self.network, dispatcher)
@@ -312,7 +313,7 @@ class Simulator:
             VmSnapshotCalls(pool) if release.snapshot_ignores_disks else OldVmSnapshotCalls(pool),
         ]
         holders += [QuiesceCalls(pool)] if release.quiesce else []
-        holders += [CbtCalls(pool)] if release.cbt else []
+        holders += [CbtCalls(pool), PurposeCalls(pool)] if release.cbt else []
         # What is written out wins over what is made from the fields.
         bound: list[Bound] = [*records.bound(), *(entry for holder in holders for entry in calls_of(holder))]
         return Dispatcher(bound, pool.sessions, pool.tasks, group, self._fault)
