@@ -230,6 +230,7 @@ def _session(
         pace=Pace(job.limits.read_rate),
         disks=asyncio.Semaphore(job.limits.disks_per_host),
         nbd_connections=job.limits.nbd_connections,
+        merge_gaps=job.limits.merge_gaps,
         hooks=job.hooks,
         emit=emit,
     )

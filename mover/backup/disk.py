@@ -236,4 +236,4 @@ async def _source(session: Session, disk: LiveDisk, plan: Plan) -> AsyncIterator
             raise NbdConnectError(
                 "of the pool", f"serves {reader.size} bytes of {disk.name}, which has {disk.snapshot.size}"
             )
-        yield NbdSource(reader, session.pace)
+        yield NbdSource(reader, session.pace, merge_gaps=session.merge_gaps)

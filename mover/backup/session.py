@@ -39,6 +39,7 @@ class Session:
     pace: Pace
     disks: asyncio.Semaphore
     nbd_connections: int
+    merge_gaps: bool
     hooks: HooksSection
     emit: Emit
 

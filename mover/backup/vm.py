@@ -24,7 +24,10 @@ _CLEAN_UP_TIMEOUT = 60.0
 
 async def back_up_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> str:
     """Back up one VM and return the id of its restore point. Leaves no snapshot behind if it fails."""
-    points = [point for point in session.store.points() if point.record.vm_uuid == vm.uuid]
+    readable, damaged = session.store.readable_points()
+    for damage in damaged:
+        _warn(session, vm, f"the restore point {damage.object} is damaged ({damage.reason}): run mover verify")
+    points = [point for point in readable if point.record.vm_uuid == vm.uuid]
     await snapshot.sweep(session.pool, session.owner, vm.uuid, _bases(points))
     try:
         record, taken = await _snapshot_and_copy(session, vm, points, keep_base=keep_base)

@@ -157,6 +157,12 @@ class LimitsSection:
     nbd_connections_per_host: int = key(
         count(1, 16), 12, "connections per host, over all disks and movers of this machine"
     )
+    merge_gaps: bool = key(
+        flag,
+        True,
+        "read short gaps between changed parts along where that is faster than another request; what is stored is the "
+        "same either way",
+    )
     read_rate: int = key(size, 0, "bytes a second over all disks, 0: no limit")
 
 

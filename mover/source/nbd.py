@@ -12,11 +12,12 @@ from protocol.nbd import Block, NbdReader
 
 
 class NbdSource:
-    """Reads through an open `NbdReader`."""
+    """Reads through an open `NbdReader`; with `merge_gaps` short gaps are read along where that is faster."""
 
-    def __init__(self, reader: NbdReader, pace: Pace) -> None:
+    def __init__(self, reader: NbdReader, pace: Pace, *, merge_gaps: bool = True) -> None:
         self._reader = reader
         self._pace = pace
+        self._merge_gaps = merge_gaps
 
     async def deliver(self, extents: Sequence[Extent], arena: Arena, take: Take) -> int:
         """See `mover.source.Source`."""
@@ -25,5 +26,5 @@ class NbdSource:
             await self._pace.spend(len(block.view))
             await take(block.offset, block.view, block.wanted)
 
-        stats = await self._reader.read(extents, arena, take_block)
+        stats = await self._reader.read(extents, arena, take_block, merge_gaps=self._merge_gaps)
         return stats.bytes_read

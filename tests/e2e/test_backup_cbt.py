@@ -36,21 +36,26 @@ async def test_full_and_incrementals_restore_every_state(tmp_path: Path, options
         assert list(here.store.verify(deep=True)) == []
 
 
-async def test_an_incremental_reads_and_stores_the_dirty_granules_and_nothing_else(tmp_path: Path):
-    async with site(tmp_path) as here:
+@pytest.mark.parametrize("merge", [False, True], ids=["exact", "gaps merged"])
+async def test_an_incremental_reads_and_stores_the_dirty_granules(tmp_path: Path, merge: bool):
+    async with site(tmp_path, Options(nbd_latency=0.004 if merge else 0.0)) as here:
+        job = here.job(f"[limits]\nmerge-gaps = {str(merge).lower()}\nnbd-connections = 1\n")
         vm = here.simulator.make_vm("web", [64 * MiB])
         (vdi,) = here.simulator.vdis_of(vm)
         guest = here.simulator.guest(vdi)
         guest.fill(0, 32 * MiB, "random")
-        await here.run()
+        await here.run(job)
         guest.log.clear()
-        guest.scatter(20, 6000)
+        guest.scatter(60, 6000)
+        state = here.content(vdi)
         dirty = len(guest.log.granules) * GRANULE
-        await here.run()
+        await here.run(job)
         (finished,) = here.finished()
-        assert finished.read == dirty
+        # What is stored follows what is dirty, whatever was read along with it.
         assert finished.new + finished.zero + finished.known == dirty
         assert finished.changed <= dirty
+        assert finished.read > dirty if merge else finished.read == dirty
+        assert await here.restored(here.store.points()[-1]) == [state]
 
 
 async def test_an_unchanged_disk_costs_nothing(tmp_path: Path):
