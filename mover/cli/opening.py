@@ -14,7 +14,7 @@ def job_of(argument: str) -> Job:
 
 
 def store_of(argument: str) -> Store:
-    """The store that `STORE|JOB` means: a name that ends in .toml is a job file, everything else a path or URL."""
-    if argument.endswith(".toml"):
+    """The store that `STORE|JOB` means: a file, or a name that ends in .toml, is a job; all else is a path or URL."""
+    if argument.endswith(".toml") or Path(argument).is_file():
         return Store.open(job_of(argument).store.url)
     return Store.open(argument)

@@ -11,6 +11,7 @@ import msgspec
 from mover.cli.opening import store_of
 from mover.cli.runner import say
 from mover.errors import StoreDamagedError
+from mover.printable import printable
 from mover.store import Point
 from mover.units import format_rate, format_size
 
@@ -31,7 +32,7 @@ def _list(options: argparse.Namespace) -> int:
         for point in points:
             disks = point.record.disks
             print(
-                f"{point.id}  {_time(point)}  {point.record.vm_name}  {_modes(point)}  "
+                f"{point.id}  {_time(point)}  {printable(point.record.vm_name)}  {_modes(point)}  "
                 f"{format_size(sum(disk.size for disk in disks))} in {len(disks)} disks, "
                 f"changed {format_size(sum(disk.changed for disk in disks))}, "
                 f"stored {format_size(sum(disk.stored for disk in disks))}"
@@ -47,11 +48,11 @@ def _show(options: argparse.Namespace) -> int:
         print(msgspec.json.encode(_fields(point)).decode())
         return 0
     record = point.record
-    print(f"{record.vm_name} ({record.vm_uuid})")
+    print(f"{printable(record.vm_name)} ({record.vm_uuid})")
     print(f"point {point.id}, {_time(point)}, job {record.job}, run {record.run}, strategy {record.strategy}")
     for disk in record.disks:
-        why = f" ({disk.reason})" if disk.reason else ""
-        print(f"  {disk.position}  {disk.name}  {format_size(disk.size)}  VDI {disk.vdi_uuid}")
+        why = f" ({printable(disk.reason)})" if disk.reason else ""
+        print(f"  {disk.position}  {printable(disk.name)}  {format_size(disk.size)}  VDI {disk.vdi_uuid}")
         print(
             f"     {disk.mode}{why}: changed {format_size(disk.changed)}, read {format_size(disk.read)} at "
             f"{format_rate(disk.read, disk.seconds)}, new {format_size(disk.new)}, known {format_size(disk.known)}, "

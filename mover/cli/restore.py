@@ -10,6 +10,8 @@ import msgspec
 
 from mover.cli.opening import job_of, store_of
 from mover.errors import UsageError
+from mover.events import VmStarted
+from mover.printable import printable
 from mover.report.view import open_view
 from mover.restore.files import restore_to_files
 from mover.restore.options import RestoreOptions
@@ -19,26 +21,30 @@ from mover.run import join_pool
 
 async def main(options: argparse.Namespace) -> int:
     """Restore a point to a pool or to files."""
+    if options.to is not None:
+        _refuse_pool_options(options)
+    target = _pool_options(options)
+    job = job_of(options.job) if options.job is not None else None
     store = store_of(options.store)
     point = store.point(options.point)
     with open_view(options.progress, sys.stderr) as emit:
-        if options.to is not None:
-            _only_for_pools(options)
+        emit(VmStarted(vm=point.record.vm_uuid, name=point.record.vm_name, strategy=point.record.strategy))
+        if job is None:
             files = await restore_to_files(store, point, Path(options.to), disks=options.disk, emit=emit)
             result: object = {"files": [str(file) for file in files]}
             lines = [str(file) for file in files]
         else:
-            async with join_pool(job_of(options.job).pool) as (pool, transfers):
-                vm = await restore_to_pool(store, point, pool, transfers, _pool_options(options), emit)
+            async with join_pool(job.pool) as (pool, transfers):
+                vm = await restore_to_pool(store, point, pool, transfers, target, emit)
             result = {"vm": vm.uuid, "name": vm.name}
-            lines = [f"{vm.uuid}\t{vm.name}"]
+            lines = [f"{vm.uuid}\t{printable(vm.name)}"]
     print(msgspec.json.encode(result).decode() if options.json else "\n".join(lines))
     return 0
 
 
-def _only_for_pools(options: argparse.Namespace) -> None:
+def _refuse_pool_options(options: argparse.Namespace) -> None:
     for name in ("sr", "name", "network", "new_macs"):
-        if getattr(options, name):
+        if getattr(options, name) not in (None, []):
             raise UsageError(f"--{name.replace('_', '-')} is for restores to a pool (--job), not to files")
 
 

@@ -8,7 +8,8 @@ import sys
 import msgspec
 
 from mover.cli.opening import job_of
-from mover.job import SelectedVm
+from mover.job import SelectedDisk, SelectedVm
+from mover.printable import printable
 from mover.report.outputs import reporting
 from mover.report.view import open_view
 from mover.run import plan_run, run_job
@@ -19,8 +20,12 @@ async def main(options: argparse.Namespace) -> int:
     """Back up what the job selects."""
     job = job_of(options.job)
     if options.dry_run:
-        for vm in await plan_run(job, schedule=options.schedule, vms=options.vm, full=options.full):
-            _print_plan(vm)
+        plan = await plan_run(job, schedule=options.schedule, vms=options.vm, full=options.full)
+        if options.json:
+            print(msgspec.json.encode({"vms": [_fields(vm) for vm in plan]}).decode())
+        else:
+            for vm in plan:
+                _print_plan(vm)
         return 0
     with open_view(options.progress, sys.stderr) as view:
         async with reporting(job.report, job.name, view) as emit:
@@ -29,13 +34,33 @@ async def main(options: argparse.Namespace) -> int:
         print(msgspec.json.encode({"run": result.run, "exit_code": result.exit_code, "vms": result.vms}).decode())
     else:
         for done in result.vms:
-            print(f"{done.name}\t{done.outcome}\t{done.point or '-'}")
+            print(f"{printable(done.name)}\t{done.outcome}\t{done.point or '-'}")
     return result.exit_code
 
 
 def _print_plan(vm: SelectedVm) -> None:
-    print(f"{vm.name} ({vm.uuid}): {vm.backup.mode}, strategy {vm.backup.strategy}")
+    print(f"{printable(vm.name)} ({vm.uuid}): {vm.backup.mode}, strategy {vm.backup.strategy}")
     for disk in vm.disks:
-        print(f"  {disk.position} {disk.name}: {format_size(disk.size)}, CBT {'on' if disk.cbt else 'off'}")
+        print(f"  {disk.position} {printable(disk.name)}: {format_size(disk.size)}, CBT {'on' if disk.cbt else 'off'}")
     for disk in vm.excluded_disks:
-        print(f"  {disk.position} {disk.name}: excluded")
+        print(f"  {disk.position} {printable(disk.name)}: excluded")
+
+
+def _fields(vm: SelectedVm) -> dict[str, object]:
+    return {
+        "uuid": vm.uuid,
+        "name": vm.name,
+        "backup": msgspec.to_builtins(vm.backup),
+        "disks": [_disk(disk) for disk in vm.disks],
+        "excluded_disks": [_disk(disk) for disk in vm.excluded_disks],
+    }
+
+
+def _disk(disk: SelectedDisk) -> dict[str, object]:
+    return {
+        "position": disk.position,
+        "name": disk.name,
+        "vdi": disk.vdi_uuid,
+        "size": disk.size,
+        "cbt": disk.cbt,
+    }

@@ -15,6 +15,7 @@ import uvloop
 
 from mover.errors import MoverError
 from mover.failure import as_mover_error
+from mover.printable import printable_lines
 from protocol.tasks import first_error
 
 # The module of each verb has a coroutine function `main(options) -> exit code`.
@@ -28,16 +29,18 @@ _MODULES = {
     "demo": "mover.cli.demo",
 }
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Written without a buffer: a signal may come in the middle of another write.
+_STOPPING = b"stopping: cleaning up; once more to stop at once\n"
 
 
 def run(options: argparse.Namespace) -> int:
     """Run `options.verb` and return its exit code."""
-    verb: Callable[[argparse.Namespace], Awaitable[int]] = import_module(_MODULES[options.verb]).main
     received: list[int] = []
     try:
+        verb: Callable[[argparse.Namespace], Awaitable[int]] = import_module(_MODULES[options.verb]).main
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_interruptible(verb, options, received))
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         say("interrupted; everything is left clean")
         return 128 + received[0] if received else 130
     except BrokenPipeError:
@@ -55,21 +58,22 @@ async def _interruptible(
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
 
-    def stop(number: int) -> None:
+    def stop(number: int, frame: object) -> None:
+        """Called by the interpreter, so that a second signal works even while something blocks the event loop."""
+        del frame
         if received:
             os._exit(128 + number)
         received.append(number)
-        say("stopping: cleaning up on the pool; once more to stop at once")
+        os.write(2, _STOPPING)
         if task is not None:
-            task.cancel()
+            loop.call_soon_threadsafe(task.cancel)
 
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, stop, number)
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
         return await verb(options)
     finally:
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _explain(error: Exception) -> int:
@@ -79,9 +83,11 @@ def _explain(error: Exception) -> int:
         traceback.print_exception(error, file=sys.stderr)
         say("error: this is a bug; please report it with the trace above")
         return MoverError.exit_code
-    say(f"error: {expected}")
+    say(printable_lines(f"error: {expected}"))
+    for note in getattr(cause, "__notes__", ()):
+        say(printable_lines(note))
     if expected.hint:
-        say(f"hint: {expected.hint}")
+        say(printable_lines(f"hint: {expected.hint}"))
     return expected.exit_code
 
 

@@ -41,7 +41,7 @@ class RunSummary(msgspec.Struct, kw_only=True):
 
 
 class Summary:
-    """Takes events; `value` is what they add up to so far."""
+    """Takes events; `value` is what they add up to so far, since the last run started."""
 
     def __init__(self) -> None:
         self.value = RunSummary()
@@ -50,7 +50,7 @@ class Summary:
         value = self.value
         match event:
             case RunStarted():
-                value.job, value.run = event.job, event.run
+                self.value = RunSummary(job=event.job, run=event.run)
             case VmStarted():
                 self._vm(event.vm).name = event.name
             case DiskPlanned(mode="full", reason=str(reason)):
