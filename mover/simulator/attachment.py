@@ -1,7 +1,7 @@
 """Disks plugged into control domains: for NBD clients and for bulk transfers.
 
-A VBD appears while the disk is used, and stays for a moment after: who destroys the disk right away is told that it is
-in use (xen-api issue 4339).
+A VBD appears while the disk is used. What was read stays plugged for a moment after: who destroys the disk right away
+is told that it is in use (xen-api issue 4339).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from mover.simulator.failure import Failure
+from mover.simulator.failure import Failure, storage_failure
 from mover.simulator.nbd import Backend, open_disk
 from mover.simulator.pool import Host, Pool
 from mover.simulator.values import NULL
@@ -27,22 +27,31 @@ class Attachments:
 
     @asynccontextmanager
     async def attached(self, vdi: str, *, writable: bool = False, task: str = NULL) -> AsyncIterator[None]:
-        """Plug a VDI for the length of the block, and for `linger` seconds after. Raises Failure."""
+        """Plug a VDI for the length of the block; for reading, `linger` seconds longer. Raises Failure.
+
+        A disk that a guest writes to cannot be read, and to write needs a disk that nobody has.
+        """
         pool = self._pool
         record = pool.database.get("VDI", vdi)
         refuse_metadata(vdi, record)
         for vbd in pool.attached(vdi):
-            if writable or vbd["mode"] == "RW":
+            if writable:
                 raise Failure("VDI_IN_USE", vdi, "attach")
+            if vbd["mode"] == "RW":
+                reason = f"The VDI is not available [opterr=VDI {record['uuid']} not detached cleanly]"
+                raise storage_failure(46, reason)
         if self._host not in pool.hosts_seeing(record["SR"]):
-            raise Failure("SR_BACKEND_FAILURE_46", "", "The VDI is not available [opterr=no PBD]", "")
+            raise storage_failure(46, "The VDI is not available [opterr=no PBD]")
         plugged = pool.control_domain_vbd(vdi, self._host, "RW" if writable else "RO", task)
         try:
             yield
         finally:
-            lingering = pool.group.create_task(self._detach(plugged))
-            self._lingering.add(lingering)
-            lingering.add_done_callback(self._lingering.discard)
+            if writable:
+                pool.unplug_and_destroy(plugged)
+            else:
+                lingering = pool.group.create_task(self._detach(plugged))
+                self._lingering.add(lingering)
+                lingering.add_done_callback(self._lingering.discard)
 
     @asynccontextmanager
     async def for_nbd(self, uuid: str, session: str) -> AsyncIterator[Backend]:

@@ -9,11 +9,23 @@ from datetime import UTC, datetime
 from itertools import count
 
 from mover.simulator.database import Database
-from mover.simulator.values import NULL, Record, Value
+from mover.simulator.values import EPOCH, NULL, Record, Value
 from mover.simulator.xmlrpc import encode_value
 
 _ORDER = ("host", "VM", "VM_guest_metrics", "VBD", "VIF", "network", "VDI", "SR", "VTPM")
-_EMPTIED = {"is_a_snapshot": False, "snapshot_of": NULL, "snapshots": [], "parent": NULL, "current_operations": {}}
+_EMPTIED: Record = {
+    "is_a_snapshot": False,
+    "snapshot_of": NULL,
+    "snapshots": [],
+    "snapshot_time": EPOCH,
+    "parent": NULL,
+    "children": [],
+    "allowed_operations": [],
+    "current_operations": {},
+    "consoles": [],
+    "crash_dumps": [],
+    "blobs": {},
+}
 _BLOCK = 512
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 
 from mover.simulator.http import Connection, Routes, serve_connection
 
@@ -11,12 +12,19 @@ _BUFFER = 1 << 20
 
 
 class HttpServer:
-    """Serves `routes` on one address. Connections run in `group`, and end with `stop`."""
+    """Serves `routes` on one address. Connections run in `group`, and end with `stop`; while `down` none is served."""
 
-    def __init__(self, routes: Routes, group: asyncio.TaskGroup, head_timeout: float) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        group: asyncio.TaskGroup,
+        head_timeout: float,
+        down: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._routes = routes
         self._group = group
         self._head_timeout = head_timeout
+        self._down = down
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self.port = 0
@@ -27,6 +35,9 @@ class HttpServer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._down():
+            writer.transport.abort()
+            return
         task = self._group.create_task(self._serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)

@@ -82,7 +82,9 @@ class _HostServers:
         )
         RpcEndpoints(dispatcher, self._caller, self._early).add_to(self._routes)
         TransferHandlers(pool, host, self.attachments, count(1)).add_to(self._routes)
-        self.http = HttpServer(self._routes, pool.group, pool.options.head_timeout)
+        self.http = HttpServer(
+            self._routes, pool.group, pool.options.head_timeout, lambda: number in pool.faults.hosts_down
+        )
 
     async def start(self) -> None:
         """Listen; a host that comes back keeps its ports."""

@@ -21,7 +21,8 @@ from mover.simulator.http import Connection, HangUpError, Request, Routes, page,
 from mover.simulator.ova import export_metadata
 from mover.simulator.pool import Host, Pool
 from mover.simulator.storage import StorageError
-from mover.simulator.vdi import refresh_disk
+from mover.simulator.values import NULL
+from mover.simulator.vdi import create_disk, refresh_disk
 from mover.simulator.vdi_stream import StreamError
 
 _TYPES = {"raw": "application/octet-stream", "vhd": "application/vhd"}
@@ -87,13 +88,13 @@ class TransferHandlers:
             return None
         return _Caller(sessions.open(username, "HTTP basic", self._host.ref), True)
 
-    async def _elsewhere(self, request: Request, connection: Connection, vdi: str) -> bool:
-        """Send the client to a host that sees the disk's SR, if this one does not. The task is left alone."""
-        seeing = self._pool.hosts_seeing(self._pool.database.get("VDI", vdi)["SR"])
+    async def _elsewhere(self, request: Request, connection: Connection, sr: str) -> bool:
+        """Send the client to a host that sees the SR, if this one does not. The task is left alone."""
+        seeing = self._pool.hosts_seeing(sr)
         if self._host in seeing:
             return False
         if not seeing:
-            raise Failure("HOST_CANNOT_SEE_SR", self._host.ref, self._pool.database.get("VDI", vdi)["SR"])
+            raise Failure("HOST_CANNOT_SEE_SR", self._host.ref, sr)
         scheme = "https" if self._pool.options.tls else "http"
         location = f"{scheme}://{seeing[0].authority()}{request.path}?{request.raw_query}"
         await respond(connection, "302 Found", headers={"Location": location})
@@ -111,7 +112,7 @@ class TransferHandlers:
     async def _export_vdi(self, request: Request, connection: Connection, session: str) -> None:
         database = self._pool.database
         vdi = database.by_ref_or_uuid("VDI", _parameter(request, "vdi") or "")
-        if await self._elsewhere(request, connection, vdi):
+        if await self._elsewhere(request, connection, database.get("VDI", vdi)["SR"]):
             return
         task = self._adopt(request, "Export raw VDI", session)
         format = _parameter(request, "format") or "raw"
@@ -148,8 +149,10 @@ class TransferHandlers:
 
     async def _import_vdi(self, request: Request, connection: Connection, session: str) -> None:
         database = self._pool.database
-        vdi = database.by_ref_or_uuid("VDI", _parameter(request, "vdi") or "")
-        if await self._elsewhere(request, connection, vdi):
+        named = _parameter(request, "vdi")
+        sr = self._repository(request) if named is None else None
+        vdi = database.by_ref_or_uuid("VDI", named or "") if sr is None else NULL
+        if await self._elsewhere(request, connection, sr or database.get("VDI", vdi)["SR"]):
             return
         task = self._adopt(request, "Import raw VDI", session)
         encoding = request.headers.get("transfer-encoding")
@@ -162,6 +165,11 @@ class TransferHandlers:
         if format not in _TYPES or (framed and format != "raw"):
             await self._unknown_format(connection, task, format)
             return
+        if sr is not None:
+            if format != "raw" or request.content_length is None:
+                await self._no_target(connection, task, format)
+                return
+            vdi = self._new_disk(sr, request.content_length)
         await _begin(connection, task, {})
         uuid = database.get("VDI", vdi)["uuid"]
         # Without a length the trailing footer is looked for at the end of the device, and not found.
@@ -181,6 +189,29 @@ class TransferHandlers:
 
         await self._transfer(request, task, vdi, receive, vdi)
         refresh_disk(self._pool, vdi)
+
+    def _repository(self, request: Request) -> str | None:
+        """Where a disk is to be made, if the request names a repository instead of a disk."""
+        database = self._pool.database
+        named = _parameter(request, "sr_id") or _parameter(request, "sr_uuid")
+        return None if named is None else database.by_ref_or_uuid("SR", named)
+
+    def _new_disk(self, sr: str, length: int) -> str:
+        fields = {
+            "SR": sr,
+            "name_label": "Imported VDI",
+            "virtual_size": length,
+            "type": "user",
+            "sharable": False,
+            "read_only": False,
+            "other_config": {},
+        }
+        return create_disk(self._pool, fields)
+
+    async def _no_target(self, connection: Connection, task: str, format: str) -> None:
+        reason = f"Importing a {format.upper()} directly into an SR not yet supported"
+        self._pool.tasks.fail(task, Failure("INTERNAL_ERROR", reason))
+        await respond(connection, "400 Bad Request", page("Bad request"), version="HTTP/1.0")
 
     async def _export_metadata(self, request: Request, connection: Connection, session: str) -> None:
         database = self._pool.database

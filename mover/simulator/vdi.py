@@ -52,6 +52,25 @@ def refuse_metadata(vdi: str, record: Record) -> None:
         raise Failure("VDI_INCOMPATIBLE_TYPE", vdi, METADATA)
 
 
+def create_disk(pool: Pool, args: Mapping[str, Value]) -> str:
+    """An empty disk. The size is rounded up to 2 MiB, as VHD needs it; UUID and location are always new."""
+    fields = constructor_fields(pool, "VDI", args)
+    if fields["type"] == METADATA:
+        raise Failure("VDI_INCOMPATIBLE_TYPE", NULL, METADATA)
+    pool.database.get("SR", fields["SR"])
+    require_feature(pool, fields, "VDI_CREATE")
+    size = max(-(-fields["virtual_size"] // VHD_UNIT), 1) * VHD_UNIT
+    if size > VHD_LIMIT:
+        raise storage_failure(79, "VDI Invalid size")
+    if pool.faults.sr_full:
+        raise storage_failure(44, "There is insufficient space")
+    uuid = str(uuids.uuid4())
+    storage(lambda: pool.disks.create(uuid, size))
+    vdi = pool.database.create("VDI", fields | {"virtual_size": size, "location": uuid}, uuid=uuid)
+    refresh_usage(pool.database, fields["SR"])
+    return vdi
+
+
 def snapshot_disk(pool: Pool, vdi: str) -> str:
     """Take a snapshot of one disk, whatever its VM does. Returns the snapshot's reference."""
     record = pool.database.get("VDI", vdi)
@@ -145,23 +164,7 @@ class VdiCalls:
 
     @call("VDI.create(args: VDI record) -> VDI ref")
     def create(self, context: Context, args: Record) -> str:
-        """The size is rounded up to 2 MiB, as VHD needs it; UUID and location are always new."""
-        pool = self._pool
-        fields = constructor_fields(pool, "VDI", args)
-        if fields["type"] == METADATA:
-            raise Failure("VDI_INCOMPATIBLE_TYPE", NULL, METADATA)
-        pool.database.get("SR", fields["SR"])
-        require_feature(pool, fields, "VDI_CREATE")
-        size = max(-(-fields["virtual_size"] // VHD_UNIT), 1) * VHD_UNIT
-        if size > VHD_LIMIT:
-            raise storage_failure(79, "VDI Invalid size")
-        if pool.faults.sr_full:
-            raise storage_failure(44, "There is insufficient space")
-        uuid = str(uuids.uuid4())
-        storage(lambda: pool.disks.create(uuid, size))
-        vdi = pool.database.create("VDI", fields | {"virtual_size": size, "location": uuid}, uuid=uuid)
-        refresh_usage(pool.database, fields["SR"])
-        return vdi
+        return create_disk(self._pool, args)
 
     @call("VDI.destroy(self: VDI ref) -> void")
     async def destroy(self, context: Context, vdi: str) -> None:
