@@ -1,9 +1,16 @@
-"""What every test gets: state of its own, so that runs on the machine are never met."""
+"""What every test gets: state of its own, and one setting of hypothesis for slow and shared machines."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("mover", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# On CI the examples are the same every time: a failure there is of the change, and a new example is found at home.
+settings.register_profile("ci", settings.get_profile("mover"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "mover")
 
 
 @pytest.fixture(autouse=True)
