@@ -10,6 +10,7 @@ Source: xen-api ocaml/libs/http-lib/http_svr.ml, ocaml/xapi/xapi_globs.ml, xapi_
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ from mover.simulator.failure import Failure
 
 HEAD_LIMIT = 1024
 VERBS = frozenset({"GET", "POST", "PUT", "OPTIONS", "CONNECT"})
+_log = logging.getLogger(__name__)
 _READ = 1 << 20
 _COPY = 1 << 20
 
@@ -247,7 +249,12 @@ async def _handle(routes: Routes, request: Request, connection: Connection) -> b
         return await handler(request, connection)
     except Failure as failure:
         await respond_error(connection, failure.text())
-        return False
+    except (HangUpError, asyncio.IncompleteReadError):
+        raise
+    except Exception as error:  # noqa: BLE001 - as the servers do
+        _log.exception("%s %s", request.verb, request.path)
+        await respond_error(connection, Failure("INTERNAL_ERROR", type(error).__name__).text())
+    return False
 
 
 def page(message: str) -> bytes:

@@ -63,7 +63,7 @@ def encode_early_failure(description: Sequence[str]) -> bytes:
 
 
 def _encode(value: Value) -> bytes:
-    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def _plain(value: Value) -> Value:

@@ -24,11 +24,14 @@ def decode_call(body: bytes) -> tuple[str, list[Value]]:
     """Return the method's name and parameters. Integers may have come typed or as text."""
     try:
         params, name = loads(body.decode("utf-8"))
+        values = [_plain(value) for value in params]
+    except RecursionError:
+        raise MalformedCallError("too deep") from None
     except (ExpatError, Error, ValueError, TypeError, KeyError, IndexError, AttributeError, LookupError) as error:
         raise MalformedCallError(str(error)) from None
     if name is None:
         raise MalformedCallError("no methodCall")
-    return name, [_plain(value) for value in params]
+    return name, values
 
 
 def _plain(value: Value) -> Value:
@@ -83,4 +86,4 @@ def encode_failure(description: Sequence[str]) -> bytes:
 def encode_bare(value: Value) -> bytes:
     """A response whose only parameter is `value`."""
     body = f"<methodResponse><params><param>{encode_value(value)}</param></params></methodResponse>"
-    return (_HEAD + body).encode()
+    return (_HEAD + body).encode(errors="replace")

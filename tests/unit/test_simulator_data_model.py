@@ -16,7 +16,8 @@ from mover.simulator.signature import Signature
 
 MODEL: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "xenapi.json").read_text())
 CLASSES = all_classes()
-# Errors that any call can meet, and codes the servers use without declaring them for the call.
+# Codes the servers use without declaring them for the call.
+SETTERS = ("set", "add", "remove")
 UNDECLARED = {
     "VDI.enable_cbt": {"LICENCE_RESTRICTION"},
     "VDI.set_on_boot": {"VDI_CBT_ENABLED"},
@@ -123,5 +124,5 @@ def _generic_calls() -> Iterator[str]:
             verb, _, name = re.sub(r"^(add_to|remove_from)_", r"set_", message).partition("_")
             field = model["fields"].get(name)
             records = message in ("get_record", "get_all", "get_all_records", "get_by_uuid", "get_by_name_label")
-            if records or (field and (verb == "get" or field["qualifier"] == "RW")):
+            if records or (field and (verb == "get" or (verb in SETTERS and field["qualifier"] == "RW"))):
                 yield f"{cls}.{message}"
