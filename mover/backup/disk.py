@@ -18,7 +18,7 @@ from mover.source import Source
 from mover.source.nbd import NbdSource
 from mover.source.raw import RawSource
 from mover.store import PointDisk
-from protocol.errors import NbdConnectError, ProtocolError
+from protocol.errors import NbdConnectError, ProtocolError, XapiError
 from protocol.extent import Extent, align, total
 from protocol.nbd import Endpoint, open_reader
 from protocol.nbd import Retry as NbdRetry
@@ -70,7 +70,7 @@ async def _back_up(
     session: Session, vm: str, disk: LiveDisk, base: Base | NoBase, full_read: str, *, keep_snapshot: bool
 ) -> PointDisk:
     async with session.disks:
-        endpoints = await nbd_endpoints(session.pool, disk.snapshot.ref)
+        endpoints = await _endpoints(session, disk)
         plan = await _plan(session, vm, disk, base, endpoints, full_read)
         session.emit(
             DiskPlanned(
@@ -84,6 +84,16 @@ async def _back_up(
             )
         )
         return await _read(session, vm, disk, plan, keep_snapshot=keep_snapshot)
+
+
+async def _endpoints(session: Session, disk: LiveDisk) -> Sequence[Endpoint]:
+    """Where the snapshot can be read over NBD; nowhere on pools from before there was NBD (XenServer 7.3)."""
+    try:
+        return await nbd_endpoints(session.pool, disk.snapshot.ref)
+    except XapiError as error:
+        if error.code != "MESSAGE_METHOD_UNKNOWN":
+            raise
+        return []
 
 
 async def _plan(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mover.simulator import Options
+from mover.job import parse_job
+from mover.simulator import XCP_NG_8_2, XENSERVER_7_1, XENSERVER_7_6, Options, Release
 from protocol.errors import XapiError
 from tests.pool_fixtures import GRANULE, MiB, fill_some, site
 
@@ -285,3 +286,98 @@ async def test_another_tools_snapshots_are_left_alone(tmp_path: Path):
         for _ in range(2):
             assert (await here.run()).exit_code == 0
         assert here.simulator.pool.database.exists("VM", theirs)
+
+
+async def test_stale_metadata_snapshots_are_removed_when_the_chain_breaks(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [8 * MiB])
+        (vdi,) = here.simulator.vdis_of(vm)
+        fill_some(here, [vdi])
+        job = here.job('[backup]\nkeep-snapshot = "metadata"\n')
+        await here.run(job)
+        (stale,) = here.snapshots()
+        await broken_chain(here, vm, vdi)
+        await here.run(job)
+        (plan,) = here.planned()
+        assert plan.mode == "full"
+        (fresh,) = here.snapshots()
+        assert fresh != stale
+        assert here.simulator.disks.cbt_enabled(vdi), "CBT is never switched off"
+        await here.run(job)
+        assert [plan.mode for plan in here.planned()] == ["incremental"]
+
+
+async def test_a_disk_that_is_added_is_read_in_full_and_the_others_are_not(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [8 * MiB])
+        await here.run()
+        other = here.simulator.make_vm("donor", [4 * MiB])
+        database = here.simulator.pool.database
+        (vbd,) = [ref for ref in database.get("VM", other)["VBDs"] if database.get("VBD", ref)["type"] == "Disk"]
+        database.update("VBD", vbd, VM=vm, userdevice="1")
+        await here.run(here.job(selector='name = "web"'))
+        assert [(plan.disk, plan.mode, plan.reason) for plan in here.planned()] == [
+            ("0", "incremental", None),
+            ("1", "full", "first backup of this disk"),
+        ]
+
+
+async def test_chunks_larger_than_a_granule_are_read_whole(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [9 * MiB])
+        (vdi,) = here.simulator.vdis_of(vm)
+        fill_some(here, [vdi])
+        text = here.job_text().replace("[store]", '[store]\nchunk-size = "1MiB"\ncompression = "none"')
+        job = parse_job(text, "f", "j")
+        await here.run(job)
+        here.simulator.guest(vdi).write(5 * MiB + 70_000, b"x")
+        state = here.content(vdi)
+        await here.run(job)
+        assert [finished.read for finished in here.finished()] == [MiB]
+        assert await here.restored(here.store.points()[-1]) == [state]
+
+
+async def test_a_quiesced_snapshot_that_is_not_to_be_had_is_replaced_and_said(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        assert (await here.run(here.job("[backup]\nquiesce = true\n"))).exit_code == 0
+        assert any("took a regular one" in note for note in here.notes())
+
+
+async def test_hooks_run_around_the_snapshot_with_the_vm_in_their_environment(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        said = tmp_path / "said"
+        script = tmp_path / "hook"
+        script.write_text(f'#!/bin/sh\necho "$MOVER_PHASE $MOVER_VM_NAME $MOVER_JOB" >> {said}\n')
+        script.chmod(0o700)
+        hooks = f'[hooks]\npre-snapshot = ["{script}"]\npost-snapshot = ["{script}"]\n'
+        assert (await here.run(here.job(hooks))).exit_code == 0
+        assert said.read_text().splitlines() == ["pre-snapshot web test", "post-snapshot web test"]
+
+
+@pytest.mark.parametrize("command", ['["false"]', '["/no/such/program"]', '["sleep", "60"]'])
+async def test_a_hook_that_fails_fails_the_vm_or_is_a_warning(tmp_path: Path, command: str):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        hooks = f'[hooks]\npre-snapshot = {command}\ntimeout = "1s"\n'
+        assert (await here.run(here.job(hooks))).exit_code == 24
+        assert here.snapshots() == []
+        assert (await here.run(here.job(hooks + 'on-failure = "continue"\n'))).exit_code == 0
+        assert any("pre-snapshot" in note for note in here.notes())
+
+
+@pytest.mark.parametrize(
+    "release", [XCP_NG_8_2, XENSERVER_7_6, XENSERVER_7_1], ids=lambda release: f"{release.brand} {release.version}"
+)
+async def test_older_pools_work_as_far_as_they_can(tmp_path: Path, release: Release):
+    async with site(tmp_path, Options(release=release)) as here:
+        vm = here.simulator.make_vm("web", SIZES, names=["root", "scratch"])
+        vdis = here.simulator.vdis_of(vm)
+        fill_some(here, vdis)
+        job = here.job(selector='name = "web"\nexclude-disks = ["scratch"]')
+        for _ in range(2):
+            assert (await here.run(job)).exit_code == 0, here.events
+        assert [plan.mode for plan in here.planned()] == ["incremental" if release.cbt else "full"]
+        assert len(here.snapshots()) == (1 if release.cbt else 0)
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdis[0])]
