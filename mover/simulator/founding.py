@@ -33,11 +33,18 @@ def found_pool(database: Database, options: Options, hosts: list[Host]) -> None:
     shared = _repository(database, options, driver, "Shared storage", hosts, shared=True)
     if options.local_sr:
         _repository(database, options, driver, "Local storage", hosts[-1:], shared=False)
+    _template(database)
     restrictions = dict.fromkeys(_UNRESTRICTED, "false") | dict(options.restrictions)
     database.create(
         "pool",
         {"name_label": options.name, "master": hosts[0].ref, "default_SR": shared, "restrictions": restrictions},
     )
+
+
+def _template(database: Database) -> None:
+    """One of the templates that come with the product: a VM record that is no VM."""
+    fields = {"name_label": "Other install media", "is_a_template": True, "is_default_template": True}
+    database.create("VM", fields | {"HVM_boot_policy": "BIOS order", "domain_type": "hvm", "user_version": 1})
 
 
 def find_hosts(database: Database, hosts: list[Host]) -> None:

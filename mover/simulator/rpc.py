@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from mover.simulator import jsonrpc, xmlrpc
 from mover.simulator.dispatch import Caller, Dispatcher
 from mover.simulator.failure import Failure
-from mover.simulator.http import Connection, Request, Routes, respond, respond_error
+from mover.simulator.http import Connection, Request, Routes, page, respond, respond_error
 
 BODY_LIMIT = 300 * 1024
 _CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Headers": "X-Requested-With"}
@@ -31,6 +31,7 @@ class RpcEndpoints:
         routes.add("POST", "/jsonrpc", self._with_body(self._json, "application/json"))
         for path in ("/", "/jsonrpc"):
             routes.add("OPTIONS", path, self._options)
+        routes.add("GET", "/", _no_file)
 
     def _with_body(
         self, answer: Callable[[bytes], Awaitable[bytes]], content_type: str
@@ -91,3 +92,9 @@ class RpcEndpoints:
     async def _options(self, request: Request, connection: Connection) -> bool:
         await respond(connection, "200 OK", headers=_CORS, keep_alive=request.keep_alive)
         return request.keep_alive
+
+
+async def _no_file(request: Request, connection: Connection) -> bool:
+    """Where the servers offer files to browsers."""
+    await respond(connection, "404 Not Found", page("File not found"), keep_alive=request.keep_alive)
+    return request.keep_alive
