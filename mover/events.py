@@ -20,6 +20,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_de
 
 
 class RunStarted(Event, frozen=True, kw_only=True, tag="run.started"):
+    """The first event: what will be done with which VMs (names)."""
+
     run: str
     job: str
     schedule: str | None
@@ -28,12 +30,16 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run.started"):
 
 
 class VmStarted(Event, frozen=True, kw_only=True, tag="vm.started"):
+    """Work on a VM begins."""
+
     vm: str
     name: str
     strategy: str
 
 
 class VmFinished(Event, frozen=True, kw_only=True, tag="vm.finished"):
+    """What became of a VM: its new restore point, or why there is none."""
+
     vm: str
     name: str
     outcome: Outcome
@@ -95,6 +101,8 @@ class Note(Event, frozen=True, kw_only=True, tag="note"):
 
 
 class Retry(Event, frozen=True, kw_only=True, tag="retry"):
+    """Something failed and will be tried again."""
+
     what: str
     server: str
     error: str
@@ -102,23 +110,31 @@ class Retry(Event, frozen=True, kw_only=True, tag="retry"):
 
 
 class VerifyProgress(Event, frozen=True, kw_only=True, tag="verify.progress"):
+    """Bytes of the store checked so far."""
+
     done: int
     total: int
 
 
 class DamageFound(Event, frozen=True, kw_only=True, tag="verify.damage"):
+    """Something in the store is not what was written."""
+
     object: str
     reason: str
     points: list[str]
 
 
 class RunFinished(Event, frozen=True, kw_only=True, tag="run.finished"):
+    """The last event, also of a run that failed before it began or was interrupted; then `error` says why."""
+
     run: str
     outcome: Outcome | Literal["partial"]
     exit_code: int
     seconds: float
     read: int
     stored: int
+    error: str | None = None
+    hint: str | None = None
 
 
 AnyEvent = (

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mover.cli.opening import store_of
-from mover.cli.runner import say
+from mover.cli.runner import say, show
 from mover.errors import StoreDamagedError
 from mover.printable import printable
 from mover.store import Point
@@ -27,11 +27,11 @@ def _list(options: argparse.Namespace) -> int:
     if options.vm:
         points = [point for point in points if options.vm in (point.record.vm_uuid, point.record.vm_name)]
     if options.json:
-        print(msgspec.json.encode([_fields(point) for point in points]).decode())
+        show(msgspec.json.encode([_fields(point) for point in points]).decode())
     else:
         for point in points:
             disks = point.record.disks
-            print(
+            show(
                 f"{point.id}  {_time(point)}  {printable(point.record.vm_name)}  {_modes(point)}  "
                 f"{format_size(sum(disk.size for disk in disks))} in {len(disks)} disks, "
                 f"changed {format_size(sum(disk.changed for disk in disks))}, "
@@ -45,21 +45,21 @@ def _list(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     point = store_of(options.store).point(options.point)
     if options.json:
-        print(msgspec.json.encode(_fields(point)).decode())
+        show(msgspec.json.encode(_fields(point)).decode())
         return 0
     record = point.record
-    print(f"{printable(record.vm_name)} ({record.vm_uuid})")
-    print(f"point {point.id}, {_time(point)}, job {record.job}, run {record.run}, strategy {record.strategy}")
+    show(f"{printable(record.vm_name)} ({record.vm_uuid})")
+    show(f"point {point.id}, {_time(point)}, job {record.job}, run {record.run}, strategy {record.strategy}")
     for disk in record.disks:
         why = f" ({printable(disk.reason)})" if disk.reason else ""
-        print(f"  {disk.position}  {printable(disk.name)}  {format_size(disk.size)}  VDI {disk.vdi_uuid}")
-        print(
+        show(f"  {disk.position}  {printable(disk.name)}  {format_size(disk.size)}  VDI {disk.vdi_uuid}")
+        show(
             f"     {disk.mode}{why}: changed {format_size(disk.changed)}, read {format_size(disk.read)} at "
             f"{format_rate(disk.read, disk.seconds)}, new {format_size(disk.new)}, known {format_size(disk.known)}, "
             f"zero {format_size(disk.zero)}, stored {format_size(disk.stored)}"
         )
         if disk.snapshot_uuid:
-            print(f"     base of the next incremental: snapshot {disk.snapshot_uuid}")
+            show(f"     base of the next incremental: snapshot {disk.snapshot_uuid}")
     return 0
 
 

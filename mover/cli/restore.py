@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from mover.cli.opening import job_of, store_of
+from mover.cli.runner import show
 from mover.errors import UsageError
 from mover.events import VmStarted
 from mover.printable import printable
@@ -38,7 +39,7 @@ async def main(options: argparse.Namespace) -> int:
                 vm = await restore_to_pool(store, point, pool, transfers, target, emit)
             result = {"vm": vm.uuid, "name": vm.name}
             lines = [f"{vm.uuid}\t{printable(vm.name)}"]
-    print(msgspec.json.encode(result).decode() if options.json else "\n".join(lines))
+    show(msgspec.json.encode(result).decode() if options.json else "\n".join(lines))
     return 0
 
 

@@ -8,6 +8,7 @@ import sys
 import msgspec
 
 from mover.cli.opening import job_of
+from mover.cli.runner import show
 from mover.job import SelectedDisk, SelectedVm
 from mover.printable import printable
 from mover.report.outputs import reporting
@@ -22,7 +23,7 @@ async def main(options: argparse.Namespace) -> int:
     if options.dry_run:
         plan = await plan_run(job, schedule=options.schedule, vms=options.vm, full=options.full)
         if options.json:
-            print(msgspec.json.encode({"vms": [_fields(vm) for vm in plan]}).decode())
+            show(msgspec.json.encode({"vms": [_fields(vm) for vm in plan]}).decode())
         else:
             for vm in plan:
                 _print_plan(vm)
@@ -31,19 +32,19 @@ async def main(options: argparse.Namespace) -> int:
         async with reporting(job.report, job.name, view) as emit:
             result = await run_job(job, schedule=options.schedule, vms=options.vm, full=options.full, emit=emit)
     if options.json:
-        print(msgspec.json.encode({"run": result.run, "exit_code": result.exit_code, "vms": result.vms}).decode())
+        show(msgspec.json.encode({"run": result.run, "exit_code": result.exit_code, "vms": result.vms}).decode())
     else:
         for done in result.vms:
-            print(f"{printable(done.name)}\t{done.outcome}\t{done.point or '-'}")
+            show(f"{printable(done.name)}\t{done.outcome}\t{done.point or '-'}")
     return result.exit_code
 
 
 def _print_plan(vm: SelectedVm) -> None:
-    print(f"{printable(vm.name)} ({vm.uuid}): {vm.backup.mode}, strategy {vm.backup.strategy}")
+    show(f"{printable(vm.name)} ({vm.uuid}): {vm.backup.mode}, strategy {vm.backup.strategy}")
     for disk in vm.disks:
-        print(f"  {disk.position} {printable(disk.name)}: {format_size(disk.size)}, CBT {'on' if disk.cbt else 'off'}")
+        show(f"  {disk.position} {printable(disk.name)}: {format_size(disk.size)}, CBT {'on' if disk.cbt else 'off'}")
     for disk in vm.excluded_disks:
-        print(f"  {disk.position} {printable(disk.name)}: excluded")
+        show(f"  {disk.position} {printable(disk.name)}: excluded")
 
 
 def _fields(vm: SelectedVm) -> dict[str, object]:

@@ -9,11 +9,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib import import_module
 
 import uvloop
 
-from mover.errors import MoverError
+from mover.errors import MoverError, ReportError
 from mover.failure import as_mover_error
 from mover.printable import printable_lines
 from protocol.tasks import first_error
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         return 128 + received[0] if received else 130
     except BrokenPipeError:
         # Whoever read our output has had enough.
-        sys.stdout = None
+        _let_go_of_stdout()
         return 0
     except Exception as error:  # noqa: BLE001 - the last resort: everything else is a bug
         return _explain(error)
@@ -92,5 +93,27 @@ def _explain(error: Exception) -> int:
 
 
 def say(message: str) -> None:
-    """Say something to the person at the terminal or to the log: on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Say something to the person at the terminal or to the log: on stderr, if it is still open."""
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def show(result: str) -> None:
+    """Print a line of results on stdout. A reader that has had enough changes nothing, the exit code neither.
+
+    Raises `ReportError` if the line cannot be written for another reason.
+    """
+    try:
+        print(result, flush=True)
+    except BrokenPipeError:
+        _let_go_of_stdout()
+    except OSError as error:
+        _let_go_of_stdout()
+        raise ReportError(f"cannot write to stdout: {error.strerror}") from error
+
+
+def _let_go_of_stdout() -> None:
+    """Send what is still to be written nowhere: otherwise the interpreter fails on it again when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

@@ -12,6 +12,7 @@ from threading import Event
 import msgspec
 
 from mover.cli.opening import store_of
+from mover.cli.runner import show
 from mover.errors import VerifyError
 from mover.events import DamageFound, Emit, VerifyProgress
 from mover.report.view import open_view
@@ -27,9 +28,9 @@ async def main(options: argparse.Namespace) -> int:
     with open_view(options.progress, sys.stderr) as emit:
         damages = await verify(store, points, deep=options.deep, emit=emit)
     if options.json:
-        print(msgspec.json.encode({"damages": damages}).decode())
+        show(msgspec.json.encode({"damages": damages}).decode())
     else:
-        print("no damage found" if not damages else f"{len(damages)} damaged objects")
+        show("no damage found" if not damages else f"{len(damages)} damaged objects")
     return VerifyError.exit_code if damages else 0
 
 

@@ -56,6 +56,8 @@ class Sentences:
             case DamageFound():
                 hurt = ", ".join(event.points) or "none"
                 return f"damaged: {event.object}: {event.reason} (points: {hurt})"
+            case RunFinished(run=""):
+                return None  # It never began: the error says it all.
             case RunFinished():
                 return (
                     f"{event.outcome}: read {format_size(event.read)}, stored {format_size(event.stored)} "

@@ -32,6 +32,8 @@ class RunSummary(msgspec.Struct, kw_only=True):
     run: str = ""
     outcome: str = "unknown"
     exit_code: int = 1
+    error: str | None = None
+    hint: str | None = None
     seconds: float = 0.0
     finished: float = 0.0
     read: int = 0
@@ -43,8 +45,8 @@ class RunSummary(msgspec.Struct, kw_only=True):
 class Summary:
     """Takes events; `value` is what they add up to so far, since the last run started."""
 
-    def __init__(self) -> None:
-        self.value = RunSummary()
+    def __init__(self, job: str = "") -> None:
+        self.value = RunSummary(job=job)
 
     def __call__(self, event: AnyEvent, now: float) -> None:
         value = self.value
@@ -71,6 +73,7 @@ class Summary:
             case RunFinished():
                 value.outcome, value.exit_code, value.seconds = event.outcome, event.exit_code, event.seconds
                 value.read, value.stored, value.finished = event.read, event.stored, now
+                value.error, value.hint = event.error, event.hint
             case _:
                 pass
 

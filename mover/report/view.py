@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, TextIO
 
 from mover.events import AnyEvent, Emit
@@ -11,8 +12,30 @@ from mover.events import AnyEvent, Emit
 Progress = Literal["auto", "plain", "json", "none"]
 
 
-def open_view(progress: Progress, stream: TextIO) -> AbstractContextManager[Emit]:
+@contextmanager
+def open_view(progress: Progress, stream: TextIO) -> Iterator[Emit]:
     """A context whose value takes events. `auto` is bars if `stream` is a terminal, plain lines otherwise."""
+    with _view(progress, stream) as view:
+        yield surviving(view, _ignore)
+
+
+def surviving(view: Emit, failed: Callable[[OSError], None]) -> Emit:
+    """`view` until it cannot write, then nothing: no work ends because a pipe was closed or a log's disk is full."""
+    working = True
+
+    def show(event: AnyEvent) -> None:
+        nonlocal working
+        if working:
+            try:
+                view(event)
+            except OSError as error:
+                working = False
+                failed(error)
+
+    return show
+
+
+def _view(progress: Progress, stream: TextIO) -> AbstractContextManager[Emit]:
     if progress == "json":
         from mover.report.jsonl import JsonLines
 
@@ -28,6 +51,6 @@ def open_view(progress: Progress, stream: TextIO) -> AbstractContextManager[Emit
     return nullcontext(PlainLines(stream))
 
 
-def _ignore(event: AnyEvent) -> None:
-    """Show nothing."""
-    del event
+def _ignore(what: object) -> None:
+    """Do nothing with it."""
+    del what

@@ -10,11 +10,14 @@ from mover.report.summary import RunSummary
 _TIMEOUT = 10.0
 
 
-async def post(summary: RunSummary, url: str) -> str | None:
-    """POST the summary as JSON. Returns what went wrong, if anything: a failed call never fails a backup."""
+async def post(summary: RunSummary, url: str, timeout: float = _TIMEOUT) -> str | None:
+    """POST the summary as JSON within `timeout` seconds. Returns what went wrong, if anything.
+
+    A failed call never fails a backup.
+    """
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT)) as client,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout)) as client,
             client.post(
                 url, data=msgspec.json.encode(summary), headers={"Content-Type": "application/json"}
             ) as response,

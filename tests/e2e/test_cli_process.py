@@ -223,15 +223,29 @@ def test_a_secret_that_cannot_be_read_is_12(tmp_path: Path, store: Path):
     assert SECRET not in done.stderr
 
 
-def test_a_reader_that_has_enough_is_no_error(store: Path):
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_has_enough_is_no_error(store: Path, buffered: bool):
     reader, writer = os.pipe()
     os.close(reader)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with os.fdopen(writer, "w") as closed:
         done = subprocess.run(
-            [*MOVER, "show", str(store), "latest"], stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False
+            [*MOVER, "show", str(store), "latest"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            env=environment if buffered else environment | {"PYTHONUNBUFFERED": "1"},
         )
-    assert done.stderr == b""
-    assert done.returncode == 0
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_results_that_cannot_be_written_are_an_error(store: Path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*MOVER, "list", str(store)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (4, "error: cannot write to stdout: No space left on device\n")
 
 
 @pytest.fixture

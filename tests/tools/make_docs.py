@@ -1,6 +1,6 @@
-"""Write the pages that are made from the code: docs/job.md and docs/exit-codes.md.
+"""Write the pages that are made from the code: docs/job.md, docs/exit-codes.md and docs/events.md.
 
-`python tests/tools/make_docs.py` writes them; a test compares them with what it would write.
+`python -m tests.tools.make_docs` writes them; a test compares them with what it would write.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mover.job.model import (
     SelectorSection,
     StoreSection,
 )
+from tests.tools.events_page import events_page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -122,7 +123,7 @@ def pages() -> dict[Path, str]:
     """Every page that is made, with its text."""
     for field in dataclasses.fields(Job):
         assert field.metadata, field.name
-    return {DOCS / "job.md": job_page(), DOCS / "exit-codes.md": exit_page()}
+    return {DOCS / "job.md": job_page(), DOCS / "exit-codes.md": exit_page(), DOCS / "events.md": events_page()}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Log, monitoring and webhook of a run, and the sentences people read."""
 
+import asyncio
+import errno
 import io
 import json
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from mover.errors import ReportError
+from mover.errors import ReportError, UnreachableError
 from mover.events import (
     AnyEvent,
     DiskFinished,
@@ -22,6 +24,7 @@ from mover.job import ReportSection
 from mover.report.jsonl import JsonLines
 from mover.report.outputs import reporting
 from mover.report.plain import PlainLines
+from mover.report.view import surviving
 
 MiB = 1 << 20
 STORY: list[AnyEvent] = [
@@ -139,3 +142,70 @@ async def test_the_webhook_gets_the_summary_and_its_failure_is_a_warning(status:
     assert got[0]["exit_code"] == 3
     assert got[0]["vms"]["u2"]["error"] == "db: SR_BACKEND_FAILURE_44"
     assert len(seen) == len(STORY) + (status == 500)
+
+
+async def test_a_run_that_fails_before_it_begins_is_told_everywhere(tmp_path: Path):
+    section = ReportSection(prometheus=str(tmp_path / "m.prom"), log=str(tmp_path / "{job}.jsonl"))
+    seen: list[AnyEvent] = []
+    with pytest.raises(UnreachableError):
+        async with reporting(section, "nightly", seen.append):
+            raise UnreachableError("no answer from https://x", "is it up?")
+    assert seen == [
+        RunFinished(
+            run="",
+            outcome="failed",
+            exit_code=20,
+            seconds=seen[0].seconds,  # type: ignore[union-attr]
+            read=0,
+            stored=0,
+            error="no answer from https://x",
+            hint="is it up?",
+        )
+    ]
+    assert 'mover_run_exit_code{job="nightly"} 20\n' in (tmp_path / "m.prom").read_text()
+    (line,) = (tmp_path / "nightly.jsonl").read_text().splitlines()
+    assert json.loads(line)["type"] == "run.finished"
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "code", "words"),
+    [
+        (asyncio.CancelledError(), "interrupted", 130, "interrupted"),
+        (KeyError("x"), "failed", 1, "unexpected KeyError"),
+    ],
+)
+async def test_an_end_that_nobody_planned(error: BaseException, outcome: str, code: int, words: str):
+    seen: list[AnyEvent] = []
+    with pytest.raises(type(error)):
+        async with reporting(ReportSection(), "nightly", seen.append) as emit:
+            for event in STORY[:4]:
+                emit(event)
+            raise error
+    end = seen[-1]
+    assert isinstance(end, RunFinished)
+    assert (end.run, end.outcome, end.exit_code, end.read) == ("r1", outcome, code, 50 * MiB)
+    assert words in str(end.error)
+
+
+def test_a_view_that_cannot_write_is_let_go_once():
+    asked: list[AnyEvent] = []
+    problems: list[OSError] = []
+
+    def full(event: AnyEvent) -> None:
+        asked.append(event)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    show = surviving(full, problems.append)
+    for event in STORY:
+        show(event)
+    assert len(asked) == len(problems) == 1
+
+
+async def test_a_full_log_is_a_warning_and_the_run_goes_on():
+    seen: list[AnyEvent] = []
+    async with reporting(ReportSection(log="/dev/full"), "nightly", seen.append) as emit:
+        for event in STORY:
+            emit(event)
+    warnings = [event for event in seen if isinstance(event, Note) and "ends here" in event.message]
+    assert len(warnings) == 1
+    assert [event for event in seen if event not in warnings] == STORY

@@ -1,0 +1,104 @@
+"""docs/events.md, made from the event classes and what is said here about their fields."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any, Literal
+
+import msgspec
+
+from mover import events
+from mover.report.jsonl import VERSION
+
+_HEAD = f"""# Events
+
+`--progress json` writes what a run says to stderr, one JSON object a line; so does `log` of a job's `[report]`. Every
+line has these fields, and those of its type:
+
+| field | JSON | meaning |
+|---|---|---|
+| `v` | number | version of this description, {VERSION}; raised when a field changes its meaning or goes |
+| `time` | number | Unix time in seconds, UTC |
+| `type` | string | which of the events below |
+
+Fields and types may be added without a new version: ignore what you do not know. All fields are always there; sizes
+are bytes, durations seconds. A disk is named by the UUID of its VM and its position (`userdevice`); names are for
+people and not unique. On stderr, a line that does not begin with `{{` is a message for people.
+
+This page is made from the code by `tests/tools/make_docs.py`.
+"""
+
+_FIELDS = {
+    "run": "the run's id",
+    "job": "the job's name",
+    "schedule": "which of the job's schedules, if one was named",
+    "action": "what is done",
+    "vms": "names of the VMs",
+    "vm": "the VM's UUID",
+    "name": "the disk's name",
+    "disk": "the disk's position",
+    "strategy": "how the VM is backed up",
+    "outcome": "how it ended",
+    "point": "id of the new restore point",
+    "seconds": "how long it took",
+    "error": "what went wrong",
+    "hint": "what to do about it",
+    "size": "the disk's size",
+    "mode": "how the disk is read, or that it is restored",
+    "to_read": "bytes to read (of a restore: to write)",
+    "reason": "why the disk is read in full, where that was not asked for",
+    "done": "of the bytes to read, how many are dealt with",
+    "read": "bytes read from the pool (of a restore: from the store)",
+    "zero": "bytes of those that are zero",
+    "known": "bytes that the store had already",
+    "new": "bytes that the store had not",
+    "stored": "bytes that the store grew by, compressed",
+    "changed": "bytes of chunks that differ from the restore point before",
+    "level": "how much it matters",
+    "message": "the words",
+    "what": "what is tried again",
+    "server": "the server concerned",
+    "wait": "seconds until the next try",
+    "total": "bytes to check",
+    "object": "name of the damaged object in the store",
+    "points": "ids of the restore points that need it",
+    "exit_code": "what the program ends with",
+}
+_SPECIAL = {
+    ("vm.started", "name"): "the VM's name",
+    ("vm.finished", "name"): "the VM's name",
+    ("note", "vm"): "UUID of the VM concerned, if any",
+    ("note", "disk"): "position of the disk concerned, if any",
+    ("verify.progress", "done"): "bytes checked",
+    ("verify.damage", "reason"): "what is wrong with it",
+    ("retry", "error"): "what went wrong",
+}
+_JSON = {str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+
+
+def events_page() -> str:
+    """The page."""
+    return "\n".join([_HEAD, *map(_event, typing.get_args(events.AnyEvent))])
+
+
+def _event(cls: type[msgspec.Struct]) -> str:
+    tag = str(cls.__struct_config__.tag)
+    about = " ".join((cls.__doc__ or "").split())
+    rows = [
+        f"| `{field.name}` | {json_type(field.type)} | {_SPECIAL.get((tag, field.name)) or _FIELDS[field.name]} |"
+        for field in msgspec.structs.fields(cls)
+    ]
+    return "\n".join([f"## {tag}\n\n{about}\n\n| field | JSON | meaning |\n|---|---|---|", *rows, ""])
+
+
+def json_type(type: Any) -> str:
+    """How a Python type looks in JSON, for people."""
+    origin = typing.get_origin(type)
+    if origin is Literal:
+        return " or ".join(f'`"{value}"`' for value in typing.get_args(type))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(json_type(part) for part in typing.get_args(type))
+    if origin is list:
+        return f"array of {json_type(typing.get_args(type)[0])}s"
+    return _JSON[type]
