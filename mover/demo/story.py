@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mover.backup.snapshot import destroy_vdi, destroy_vm
 from mover.demo.compare import first_difference
 from mover.demo.pool import DemoPool, demo_pool
 from mover.demo.table import Comparison, Read
-from mover.errors import PartialError
+from mover.errors import PartialError, PoolError
 from mover.events import AnyEvent, DiskFinished, Emit, Note
 from mover.job import Job, load_job
 from mover.restore.files import restore_to_files
@@ -26,8 +27,8 @@ from protocol.xapi import Pool, Transfers
 
 MiB = 1 << 20
 GiB = 1 << 30
-# Trees that every machine has, the largest first; together they make a real file system of more than 1 GiB.
-_TREES = ("/usr/lib", "/usr/share", "/usr/bin")
+# A tree that every machine has.
+_TREE = "/usr"
 
 
 @dataclass(frozen=True)
@@ -190,33 +191,41 @@ async def _in_thread(work: Any) -> Any:
 
 
 def _collect(target: Path, size: int) -> None:
-    """Link or copy regular files of this machine into `target` until they are `size` bytes."""
+    """Gather regular files of this machine under `target` until they are `size` bytes; what is short is copied again.
+
+    Links cost nothing the first time round; further copies have to be files of their own to take room.
+    """
     total = 0
-    for source in _regular_files():
-        try:
-            length = source.stat().st_size
-            place = target / source.relative_to("/")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(source, place)
-        except OSError:
-            continue
-        total += length
-        if total >= size:
-            return
+    for number in count():
+        before = total
+        for source in _regular_files():
+            place = target / str(number) / source.relative_to("/")
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _place(source, place, link=number == 0)
+                total += source.stat().st_size
+            except OSError:
+                continue
+            if total >= size:
+                return
+        if total == before:
+            raise PoolError("this machine has no files under /usr to make a file system of")
 
 
 def _regular_files() -> Iterator[Path]:
-    for tree in _TREES:
-        for path in sorted(Path(tree).rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                yield path
+    for path in sorted(Path(_TREE).rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            yield path
 
 
-def _link_or_copy(source: Path, place: Path) -> None:
-    try:
-        place.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, place)
+def _place(source: Path, place: Path, *, link: bool) -> None:
+    if link:
+        try:
+            place.hardlink_to(source)
+            return
+        except OSError:
+            pass
+    shutil.copyfile(source, place)
 
 
 @dataclass(frozen=True)
