@@ -20,7 +20,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_de
 
 
 class RunStarted(Event, frozen=True, kw_only=True, tag="run.started"):
-    """The first event: what will be done with which VMs (names)."""
+    """The first event of `mover run`: what will be done with which VMs (names)."""
 
     run: str
     job: str
@@ -125,7 +125,7 @@ class DamageFound(Event, frozen=True, kw_only=True, tag="verify.damage"):
 
 
 class RunFinished(Event, frozen=True, kw_only=True, tag="run.finished"):
-    """The last event, also of a run that failed before it began or was interrupted; then `error` says why."""
+    """The last event of `mover run`; if it failed as a whole, or was interrupted, `error` says why."""
 
     run: str
     outcome: Outcome | Literal["partial"]

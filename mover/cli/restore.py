@@ -11,13 +11,14 @@ import msgspec
 from mover.cli.opening import job_of, store_of
 from mover.cli.runner import show
 from mover.errors import UsageError
-from mover.events import VmStarted
+from mover.events import Emit, VmStarted
 from mover.printable import printable
 from mover.report.view import open_view
 from mover.restore.files import restore_to_files
 from mover.restore.options import RestoreOptions
 from mover.restore.pool import restore_to_pool
 from mover.run import join_pool
+from mover.store import Point, Store
 
 
 async def main(options: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ async def main(options: argparse.Namespace) -> int:
     with open_view(options.progress, sys.stderr) as emit:
         emit(VmStarted(vm=point.record.vm_uuid, name=point.record.vm_name, strategy=point.record.strategy))
         if job is None:
-            files = await restore_to_files(store, point, Path(options.to), disks=options.disk, emit=emit)
+            files = await _to_files(store, point, Path(options.to), options.disk, emit)
             result: object = {"files": [str(file) for file in files]}
             lines = [str(file) for file in files]
         else:
@@ -41,6 +42,13 @@ async def main(options: argparse.Namespace) -> int:
             lines = [f"{vm.uuid}\t{printable(vm.name)}"]
     show(msgspec.json.encode(result).decode() if options.json else "\n".join(lines))
     return 0
+
+
+async def _to_files(store: Store, point: Point, directory: Path, disks: list[str], emit: Emit) -> list[Path]:
+    try:
+        return await restore_to_files(store, point, directory, disks=disks, emit=emit)
+    except OSError as error:
+        raise UsageError(f"cannot write {error.filename or directory}: {error.strerror}") from error
 
 
 def _refuse_pool_options(options: argparse.Namespace) -> None:

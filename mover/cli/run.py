@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 
 import msgspec
 
 from mover.cli.opening import job_of
 from mover.cli.runner import show
+from mover.events import AnyEvent, Emit
 from mover.job import SelectedDisk, SelectedVm
 from mover.printable import printable
 from mover.report.outputs import reporting
+from mover.report.summary import Summary
 from mover.report.view import open_view
 from mover.run import plan_run, run_job
 from mover.units import format_size
@@ -28,15 +31,24 @@ async def main(options: argparse.Namespace) -> int:
             for vm in plan:
                 _print_plan(vm)
         return 0
-    with open_view(options.progress, sys.stderr) as view:
-        async with reporting(job.report, job.name, view) as emit:
-            result = await run_job(job, schedule=options.schedule, vms=options.vm, full=options.full, emit=emit)
-    if options.json:
-        show(msgspec.json.encode({"run": result.run, "exit_code": result.exit_code, "vms": result.vms}).decode())
-    else:
+    summary = Summary(job.name)
+    try:
+        with open_view(options.progress, sys.stderr) as view:
+            async with reporting(job.report, job.name, lambda event: _both(summary, view, event)) as emit:
+                result = await run_job(job, schedule=options.schedule, vms=options.vm, full=options.full, emit=emit)
+    finally:
+        # Also of a run that failed: a program finds out why without reading messages.
+        if options.json:
+            show(msgspec.json.encode(summary.value).decode())
+    if not options.json:
         for done in result.vms:
             show(f"{printable(done.name)}\t{done.outcome}\t{done.point or '-'}")
     return result.exit_code
+
+
+def _both(summary: Summary, view: Emit, event: AnyEvent) -> None:
+    summary(event, time.time())
+    view(event)
 
 
 def _print_plan(vm: SelectedVm) -> None:

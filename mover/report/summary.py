@@ -8,7 +8,7 @@ from mover.events import AnyEvent, DiskFinished, DiskPlanned, Note, RunFinished,
 
 
 class VmSummary(msgspec.Struct, kw_only=True):
-    """One VM of a run. Sizes in bytes. `reasons` says by disk why it was read in full."""
+    """What became of one of its VMs, summed over the disks that were read to the end."""
 
     uuid: str
     name: str
@@ -26,7 +26,7 @@ class VmSummary(msgspec.Struct, kw_only=True):
 
 
 class RunSummary(msgspec.Struct, kw_only=True):
-    """One run. `finished` is Unix time, 0 while it runs."""
+    """What became of it as a whole. Of a run that failed before it began, most is empty."""
 
     job: str = ""
     run: str = ""

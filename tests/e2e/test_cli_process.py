@@ -166,6 +166,13 @@ def test_restore_to_files(tmp_path: Path, store: Path, disk: bytes):
     assert "web\\x1b[31m/0 (disk): restored" in done.stderr
 
 
+def test_a_folder_that_cannot_be_written(tmp_path: Path, store: Path):
+    (tmp_path / "file").write_text("")
+    done = mover("restore", store, "latest", "--to", tmp_path / "file" / "out")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"error: cannot write {tmp_path}/file/out: Not a directory"
+
+
 def test_damage_is_30_and_names_the_point(tmp_path: Path, store: Path, disk: bytes):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", store, copy], check=True)
@@ -183,7 +190,7 @@ def test_damage_is_30_and_names_the_point(tmp_path: Path, store: Path, disk: byt
     assert any(point["id"] in damage["points"] for damage in damages)
 
 
-@pytest.mark.parametrize("verb", [("run",), ("run", "--dry-run"), ("restore",)])
+@pytest.mark.parametrize("verb", [("run",), ("run", "--json"), ("run", "--dry-run"), ("restore",)])
 def test_a_refused_login_is_20_and_the_password_is_nowhere(tmp_path: Path, store: Path, verb: tuple[str, ...]):
     seen: list[object] = []
 
@@ -211,6 +218,10 @@ def test_a_refused_login_is_20_and_the_password_is_nowhere(tmp_path: Path, store
     assert "hint: check username and the password's source" in done.stderr
     assert SECRET not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    if "--json" in verb:
+        summary = json.loads(done.stdout)
+        assert (summary["job"], summary["outcome"], summary["exit_code"], summary["vms"]) == ("job", "failed", 20, {})
+        assert "SESSION_AUTHENTICATION_FAILED" in summary["error"]
 
 
 def test_a_secret_that_cannot_be_read_is_12(tmp_path: Path, store: Path):

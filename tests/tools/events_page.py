@@ -10,6 +10,7 @@ import msgspec
 
 from mover import events
 from mover.report.jsonl import VERSION
+from mover.report.summary import RunSummary, VmSummary
 
 _HEAD = f"""# Events
 
@@ -27,6 +28,11 @@ are bytes, durations seconds. A disk is named by the UUID of its VM and its posi
 people and not unique. On stderr, a line that does not begin with `{{` is a message for people.
 
 This page is made from the code by `tests/tools/make_docs.py`.
+"""
+
+_SUMMARY = """# The summary of a run
+
+`mover run --json` prints it on stdout, also if the run failed; the webhook of a job's `[report]` gets it.
 """
 
 _FIELDS = {
@@ -63,7 +69,13 @@ _FIELDS = {
     "total": "bytes to check",
     "object": "name of the damaged object in the store",
     "points": "ids of the restore points that need it",
-    "exit_code": "what the program ends with",
+    "exit_code": "what the program ends with (130 for any interruption)",
+    "uuid": "the VM's UUID",
+    "disks": "how many disks were read",
+    "full_disks": "how many of them in full",
+    "reasons": "by position of the disk, why it was read in full, where that was not asked for",
+    "finished": "when it ended, Unix time",
+    "warnings": "what an operator should know",
 }
 _SPECIAL = {
     ("vm.started", "name"): "the VM's name",
@@ -73,23 +85,25 @@ _SPECIAL = {
     ("verify.progress", "done"): "bytes checked",
     ("verify.damage", "reason"): "what is wrong with it",
     ("retry", "error"): "what went wrong",
+    ("Of a run", "vms"): "by UUID, what became of each VM",
+    ("Of a VM", "name"): "the VM's name",
 }
 _JSON = {str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
 def events_page() -> str:
     """The page."""
-    return "\n".join([_HEAD, *map(_event, typing.get_args(events.AnyEvent))])
+    sections = [_section(str(cls.__struct_config__.tag), cls) for cls in typing.get_args(events.AnyEvent)]
+    return "\n".join([_HEAD, *sections, _SUMMARY, _section("Of a run", RunSummary), _section("Of a VM", VmSummary)])
 
 
-def _event(cls: type[msgspec.Struct]) -> str:
-    tag = str(cls.__struct_config__.tag)
+def _section(title: str, cls: type[msgspec.Struct]) -> str:
     about = " ".join((cls.__doc__ or "").split())
     rows = [
-        f"| `{field.name}` | {json_type(field.type)} | {_SPECIAL.get((tag, field.name)) or _FIELDS[field.name]} |"
+        f"| `{field.name}` | {json_type(field.type)} | {_SPECIAL.get((title, field.name)) or _FIELDS[field.name]} |"
         for field in msgspec.structs.fields(cls)
     ]
-    return "\n".join([f"## {tag}\n\n{about}\n\n| field | JSON | meaning |\n|---|---|---|", *rows, ""])
+    return "\n".join([f"## {title}\n\n{about}\n\n| field | JSON | meaning |\n|---|---|---|", *rows, ""])
 
 
 def json_type(type: Any) -> str:
@@ -99,6 +113,10 @@ def json_type(type: Any) -> str:
         return " or ".join(f'`"{value}"`' for value in typing.get_args(type))
     if origin in (types.UnionType, typing.Union):
         return " or ".join(json_type(part) for part in typing.get_args(type))
+    if origin is dict:
+        return f"object of {json_type(typing.get_args(type)[1])}s"
+    if type is VmSummary:
+        return "object"
     if origin is list:
         return f"array of {json_type(typing.get_args(type)[0])}s"
     return _JSON[type]
