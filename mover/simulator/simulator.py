@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
-from mover.simulator import founding, persistence, vm_rules
+from mover.simulator import founding, persistence, vdi, vm_rules
 from mover.simulator.attachment import Attachments
 from mover.simulator.busy import Busy
 from mover.simulator.cbt_calls import CbtCalls
@@ -281,6 +281,7 @@ class Simulator:
         else:
             founding.found_pool(database, self.options, pool.hosts)
         database.derive("VM", lambda record: {"allowed_operations": vm_rules.allowed_operations(record)})
+        database.derive("VDI", lambda record: {"allowed_operations": vdi.allowed_operations(database, record)})
         return pool
 
     def _found(self) -> None:

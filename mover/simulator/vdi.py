@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from mover.simulator.context import Context
+from mover.simulator.database import Database
 from mover.simulator.failure import Failure, storage_failure
 from mover.simulator.pool import Pool
 from mover.simulator.signature import call
@@ -69,6 +70,18 @@ def create_disk(pool: Pool, args: Mapping[str, Value]) -> str:
     vdi = pool.database.create("VDI", fields | {"virtual_size": size, "location": uuid}, uuid=uuid)
     refresh_usage(pool.database, fields["SR"])
     return vdi
+
+
+def allowed_operations(database: Database, record: Record) -> list[str]:
+    """VDI.allowed_operations: it never lists what came after release 7.0, so nothing of change tracking."""
+    if record["current_operations"]:
+        return []
+    if record["type"] == METADATA:
+        return ["destroy", "forget", "update"]
+    vbds = (database.find("VBD", vbd) for vbd in record["VBDs"])
+    if any(vbd is not None and vbd["currently_attached"] for vbd in vbds):
+        return ["snapshot", "clone", "copy", "update", "generate_config"]
+    return ["snapshot", "clone", "copy", "update", "generate_config", "resize", "destroy", "forget"]
 
 
 def snapshot_disk(pool: Pool, vdi: str) -> str:
