@@ -57,7 +57,7 @@ def merge(
         counts, count = merging.write_prefixes(write)
         merging.write_rows(write)
         fence = np.concatenate([np.zeros(1, np.uint64), np.cumsum(counts)]).astype(np.uint32)
-        window = int(counts.max(initial=0)) or 1
+        window = max(1, int(np.max(counts)))
         replaces = [loaded.name for loaded in intact]
         upload.write(
             [
