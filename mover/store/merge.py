@@ -57,7 +57,7 @@ def merge(
         counts, count = merging.write_prefixes(write)
         merging.write_rows(write)
         fence = np.concatenate([np.zeros(1, np.uint64), np.cumsum(counts)]).astype(np.uint32)
-        window = max(1, int(np.max(counts)))
+        window = max(1, int(counts.max())) if counts.size else 1
         replaces = [loaded.name for loaded in intact]
         upload.write(
             [
