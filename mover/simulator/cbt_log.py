@@ -147,10 +147,11 @@ class CbtLogs:
         target = self._logs.get(newer)
         if older not in self._logs or target is None:
             raise StorageError(460, _FAILED.format("Source and target VDI are unrelated"))
+        logs = list(self._between(older, newer))
+        if any(log.size > target.size for log in logs):
+            raise StorageError(459, _INCONSISTENT)
         union = np.zeros(granules(target.size), dtype=np.uint8)
-        for log in self._between(older, newer):
-            if log.size > target.size:
-                raise StorageError(459, _INCONSISTENT)
+        for log in logs:
             for first, end in log.changed.runs():
                 union[first:end] = 1
         return np.packbits(union).tobytes()

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from mover.simulator.cbt_log import CbtLogs, StorageError
-from mover.simulator.disks_state import SavedDisk, SavedNode, State
+from mover.simulator.chain import Tree
+from mover.simulator.disks_state import SavedDisk, State
 from mover.simulator.granules import granules
 from mover.simulator.node import Node, Run, owners, runs
 from mover.simulator.sparse import Digest, copy_range, data_of, digest_file, read_range
@@ -51,16 +51,10 @@ class Disks:
         self.directory = directory
         self.capacity: int | None = None
         self.bitmap_padding = 0
-        self._coalesce = coalesce
         self._state = directory / "disks.json"
-        self._nodes_in = directory / "nodes"
-        self._nodes_in.mkdir(parents=True, exist_ok=True)
+        self._tree = Tree(directory / "nodes", coalesce=coalesce)
         self._logs = CbtLogs(directory / "cbt")
-        self._nodes: dict[str, Node] = {}
         self._disks: dict[str, _Disk] = {}
-        self._dropped: list[Node] = []
-        self._retired: list[Node] = []
-        self._pins = 0
         self._load()
 
     def __contains__(self, uuid: str) -> bool:
@@ -74,7 +68,7 @@ class Disks:
             raise StorageError(1200, f"VDI {uuid} exists")
         if size < 0:
             raise StorageError(79, "VDI Invalid size")
-        self._disks[uuid] = _Disk(self._new_node(None, size), size)
+        self._disks[uuid] = _Disk(self._tree.add(None, size), size)
         self._save()
 
     def delete(self, uuid: str) -> None:
@@ -83,27 +77,27 @@ class Disks:
         del self._disks[uuid]
         self._logs.destroy(uuid)
         if disk.node is not None:
-            self._drop(disk.node)
-        self._save()
+            self._tree.drop(disk.node)
+        self._commit()
 
     def snapshot(self, uuid: str, new_uuid: str) -> None:
         """Freeze the content of `uuid` under the name `new_uuid`, which takes over the change log."""
         self._fork(uuid, new_uuid)
         self._logs.snapshot(uuid, new_uuid)
-        self._save()
+        self._commit()
 
     def clone(self, uuid: str, new_uuid: str) -> None:
         """A second disk with the content of `uuid`, and no change log."""
         self._fork(uuid, new_uuid)
-        self._save()
+        self._commit()
 
     def data_destroy(self, uuid: str) -> None:
         """Drop the content of a snapshot and keep its change log. Nothing happens if that was done before."""
         disk = self._disk(uuid)
         if disk.node is not None:
             node, disk.node = disk.node, None
-            self._drop(node)
-            self._save()
+            self._tree.drop(node)
+            self._commit()
 
     def resize(self, uuid: str, size: int) -> None:
         """Grow a disk; what is added reads as zeros, and is in no change log."""
@@ -136,19 +130,19 @@ class Disks:
 
     def used(self) -> int:
         """Bytes taken by all content, base copies included."""
-        return sum(node.count for node in self._nodes.values()) * GRANULE
+        return self._tree.count * GRANULE
 
     # -- content -----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Files handed out by `runs` stay open in this block, even if their disks are destroyed meanwhile."""
-        self._pins += 1
+        """In this block what `runs` gave stays open, and of snapshots what it was, even if they are destroyed."""
+        self._tree.pin()
         try:
             yield
         finally:
-            self._pins -= 1
-            self._close_retired()
+            if self._tree.unpin() and self._tree.merge():
+                self._save()
 
     def runs(self, uuid: str, offset: int, length: int) -> Iterator[Run]:
         """Where the bytes are: (open file, offset in it, length), or (None, 0, length) for zeros.
@@ -181,7 +175,11 @@ class Disks:
         )
 
     def write(self, uuid: str, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes. The change log notes them, equal to the old ones or not. Raises StorageError 44 if full."""
+        """Write bytes. Raises StorageError 44 if full.
+
+        The change log notes them first, equal to the old ones or not: a killed process must not come back with a
+        change that no log names.
+        """
         disk, node = self._writable(uuid)
         view = memoryview(data).cast("B")
         _check_range(disk.size, offset, len(view))
@@ -189,11 +187,11 @@ class Disks:
             return
         first, end = offset // GRANULE, granules(offset + len(view))
         self._make_room(node, first, end)
+        self._logs.mark(uuid, offset, len(view))
         for granule in {first, end - 1}:
             self._complete(node, granule, offset, offset + len(view))
         node.store(offset, view)
         node.mark(first, end)
-        self._logs.mark(uuid, offset, len(view))
 
     def import_file(self, uuid: str, path: Path, *, move: bool = False) -> None:
         """Give an empty disk the content of a file, holes left holes; `move` takes the file itself.
@@ -210,14 +208,14 @@ class Disks:
             data = list(data_of(file.fileno(), size))
             for extent in data:
                 self._make_room(node, extent.offset // GRANULE, granules(extent.end))
-            if not move or path.stat().st_dev != self._nodes_in.stat().st_dev:
+                self._logs.mark(uuid, extent.offset, extent.length)
+            if not move or path.stat().st_dev != self._tree.directory.stat().st_dev:
                 for extent in data:
                     copy_range(file.fileno(), node.fd, extent.offset, extent.length)
             else:
                 node.adopt(path)
         for extent in data:
             node.mark(extent.offset // GRANULE, granules(extent.end))
-            self._logs.mark(uuid, extent.offset, extent.length)
 
     def digest(self, uuid: str) -> str:
         """A hash of size and content, whatever the chain. Cheap on sparse disks; equal to `digest_file` of a copy."""
@@ -274,8 +272,7 @@ class Disks:
 
     def close(self) -> None:
         """Close all files."""
-        for node in [*self._nodes.values(), *self._retired]:
-            node.close()
+        self._tree.close()
 
     def _disk(self, uuid: str) -> _Disk:
         disk = self._disks.get(uuid)
@@ -291,51 +288,17 @@ class Disks:
 
     _writable = _readable
 
-    def _new_node(self, parent: Node | None, size: int) -> Node:
-        node = Node(self._nodes_in, uuid4().hex, parent, size)
-        self._nodes[node.name] = node
-        return node
-
     def _fork(self, uuid: str, new_uuid: str) -> None:
         disk, node = self._readable(uuid)
         if new_uuid in self._disks:
             raise StorageError(1200, f"VDI {new_uuid} exists")
         if node.parent is not None and node.count == 0 and node.size == node.parent.size:
-            self._disks[new_uuid] = _Disk(self._new_node(node.parent, disk.size), disk.size)
+            self._disks[new_uuid] = _Disk(self._tree.add(node.parent, disk.size), disk.size)
             return
         if len(node.chain()) >= CHAIN_LIMIT:
             raise StorageError(109, "The snapshot chain is too long")
-        disk.node = self._new_node(node, disk.size)
-        self._disks[new_uuid] = _Disk(self._new_node(node, disk.size), disk.size)
-        if self._coalesce:
-            self._merge_bases()
-
-    def _drop(self, node: Node) -> None:
-        """Remove a leaf, and the base copies that only it needed."""
-        unused: Node | None = node
-        while unused is not None and not self._children(unused):
-            self._forget(unused)
-            unused = unused.parent
-        if self._coalesce:
-            self._merge_bases()
-
-    def _merge_bases(self) -> None:
-        for node in list(self._nodes.values()):
-            children = self._children(node)
-            while len(children) == 1 and self._children(children[0]):
-                child = children[0]
-                node.absorb(child)
-                children = self._children(child)
-                for grandchild in children:
-                    grandchild.parent = node
-                self._forget(child)
-
-    def _children(self, node: Node) -> list[Node]:
-        return [other for other in self._nodes.values() if other.parent is node]
-
-    def _forget(self, node: Node) -> None:
-        if self._nodes.pop(node.name, None) is not None:
-            self._dropped.append(node)
+        disk.node = self._tree.add(node, disk.size)
+        self._disks[new_uuid] = _Disk(self._tree.add(node, disk.size), disk.size)
 
     def _make_room(self, node: Node, first: int, end: int) -> None:
         if self.capacity is None:
@@ -355,41 +318,25 @@ class Disks:
             if run.fd is not None:
                 copy_range(run.fd, node.fd, run.file_offset, run.length)
 
+    def _commit(self) -> None:
+        """Save, and only then merge: see `Tree`."""
+        self._save()
+        if self._tree.merge():
+            self._save()
+
     def _save(self) -> None:
-        nodes = {
-            node.name: SavedNode(node.parent.name if node.parent else None, node.size) for node in self._nodes.values()
-        }
         disks = {
             uuid: SavedDisk(disk.node.name if disk.node else None, disk.size) for uuid, disk in self._disks.items()
         }
-        State(nodes, disks, self._logs.dump()).save(self._state)
+        State(self._tree.dump(), disks, self._logs.dump()).save(self._state)
         self._logs.sweep()
-        for node in self._dropped:
-            node.remove()
-        self._retired += self._dropped
-        self._dropped = []
-        self._close_retired()
-
-    def _close_retired(self) -> None:
-        if self._pins == 0:
-            for node in self._retired:
-                node.close()
-            self._retired.clear()
+        self._tree.sweep()
 
     def _load(self) -> None:
         state = State.load(self._state)
-        for path in self._nodes_in.iterdir():
-            if path.stem not in state.nodes:
-                path.unlink()
-        for name, saved in state.nodes.items():
-            self._nodes[name] = Node(self._nodes_in, name, None, saved.size)
-        for name, saved in state.nodes.items():
-            self._nodes[name].parent = self._nodes[saved.parent] if saved.parent else None
-        for node in self._nodes.values():
-            if not self._children(node):
-                node.scrub()
+        self._tree.load(state.nodes)
         for uuid, disk in state.disks.items():
-            self._disks[uuid] = _Disk(self._nodes[disk.node] if disk.node else None, disk.size)
+            self._disks[uuid] = _Disk(self._tree[disk.node] if disk.node else None, disk.size)
         self._logs.load(state.logs)
 
 

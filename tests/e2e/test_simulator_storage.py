@@ -72,6 +72,39 @@ def test_a_killed_simulator_comes_back_with_its_disks(tmp_path: Path) -> None:
     disks.close()
 
 
+def test_nothing_is_merged_before_a_deletion_is_on_disk(tmp_path: Path) -> None:
+    """A process that dies, or a disk that is full, while the new structure is written: the snapshot is still whole."""
+    disks = Disks(tmp_path)
+    disks.create("d", MiB)
+    disks.write("d", 0, b"old" * GRANULE)
+    disks.snapshot("d", "s1")
+    disks.write("d", 0, b"new" * GRANULE)
+    disks.snapshot("d", "s2")
+    (tmp_path / "disks.new").mkdir()
+    with pytest.raises(OSError):
+        disks.delete("s1")
+    disks.close()
+    (tmp_path / "disks.new").rmdir()
+
+    disks = Disks(tmp_path)
+    assert disks.read("s1", 0, 6) == b"oldold"
+    assert disks.read("s2", 0, 6) == b"newnew"
+    disks.delete("s1")
+    assert disks.chain_depth("s2") == 2
+    assert disks.read("s2", 0, 6) == disks.read("d", 0, 6) == b"newnew"
+    disks.close()
+
+
+def test_the_change_log_knows_before_the_disk_does(tmp_path: Path) -> None:
+    disks = Disks(tmp_path)
+    disks.create("d", MiB)
+    disks.enable_cbt("d")
+    (tmp_path / "cbt").rmdir()
+    with pytest.raises(OSError):
+        disks.write("d", 0, b"x")
+    assert disks.read("d", 0, 1) == b"\0"
+
+
 def test_what_was_written_but_not_noted_at_a_kill_does_not_show_later(tmp_path: Path) -> None:
     disks = Disks(tmp_path)
     disks.create("d", MiB)
@@ -201,3 +234,22 @@ def test_files_of_a_deleted_disk_stay_open_while_somebody_reads(tmp_path: Path) 
         assert not list((tmp_path / "nodes").iterdir())
     with pytest.raises(OSError):
         os.pread(run.fd, 5, 0)
+
+
+def test_a_deleted_snapshot_keeps_its_content_while_somebody_reads(tmp_path: Path) -> None:
+    disks = Disks(tmp_path)
+    disks.create("d", MiB)
+    disks.write("d", 0, b"old" * GRANULE)
+    disks.snapshot("d", "s1")
+    disks.write("d", 0, b"new" * GRANULE)
+    disks.snapshot("d", "s2")
+    with disks.pinned():
+        run, *_ = disks.runs("s1", 0, MiB)
+        disks.delete("s1")
+        assert run.fd is not None
+        assert os.pread(run.fd, 6, 0) == b"oldold"
+        assert disks.chain_depth("s2") == 3
+    assert disks.chain_depth("s2") == 2
+    assert disks.read("s2", 0, 6) == b"newnew"
+    disks.close()
+    assert Disks(tmp_path).read("s2", 0, 6) == b"newnew"

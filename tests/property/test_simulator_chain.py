@@ -140,6 +140,17 @@ def test_disks_that_are_not_in_one_chain_are_refused(disks: Disks, older: str, n
     assert caught.value.code == 460
 
 
+def test_a_disk_that_grew_is_no_excuse_for_another_error(disks: Disks):
+    disks.create("other", GRANULE)
+    disks.enable_cbt("other")
+    disks.resize(LIVE, 2 * SIZE)
+    disks.snapshot(LIVE, "c")
+    for older, newer in [("a", "other"), ("b", "a"), ("c", "a")]:
+        with pytest.raises(StorageError) as caught:
+            disks.changed_blocks(older, newer)
+        assert caught.value.code == 460
+
+
 def test_switching_cbt_off_cuts_the_chain_for_good(disks: Disks):
     disks.disable_cbt(LIVE)
     disks.enable_cbt(LIVE)
