@@ -27,7 +27,7 @@ def read_secret(what: str, *, file: str | None, env: str | None, command: Sequen
         text = _from_command(what, command)
     else:
         raise SecretError(f"{what}: no source is given")
-    first = text.splitlines()[0] if text else ""
+    first = text.split("\n", 1)[0].removesuffix("\r")
     if not first:
         raise SecretError(f"{what}: its source has an empty first line")
     return Secret(first)

@@ -23,6 +23,7 @@ from mover.job.model import (
     SelectorSection,
     StoreSection,
 )
+from mover.units import format_size
 from tests.tools.events_page import events_page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -95,7 +96,11 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    if field.name == "chunk_size":
+        value = format_size(value).replace(" ", "")
+    elif isinstance(value, float):
+        value = f"{value:g}s"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
 
 
 def exit_page() -> str:

@@ -28,6 +28,30 @@ def test_a_file_that_others_can_read_is_refused(tmp_path):
     assert caught.value.hint == f"chmod 600 {path}"
 
 
+@pytest.mark.parametrize("content", [b"hunter2", b"hunter2\n", b"hunter2\r\nmore", b"hunter2\n\xe2\x80\xa8"])
+def test_line_ends_of_any_system_are_not_part_of_it(tmp_path, content):
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    path.write_bytes(content)
+    assert read(file=str(path)) == "hunter2"
+
+
+def test_characters_that_only_look_like_line_ends_are_part_of_it(tmp_path):
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    path.write_text("a\u2028b\x0bc \n")
+    assert read(file=str(path)) == "a\u2028b\x0bc "
+
+
+@pytest.mark.parametrize("content", [b"", b"\nhunter2", b"\xff\xfe"])
+def test_an_empty_first_line_or_no_text_is_an_error(tmp_path, content):
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    path.write_bytes(content)
+    with pytest.raises(SecretError):
+        read(file=str(path))
+
+
 def test_variable_and_command(monkeypatch):
     monkeypatch.setenv("THE_SECRET", "from env")
     assert read(env="THE_SECRET") == "from env"

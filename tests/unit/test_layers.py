@@ -33,7 +33,7 @@ IO = {
     *("asyncio", "selectors", "socket", "ssl", "subprocess", "threading", "concurrent", "signal", "multiprocessing"),
     *("os", "pathlib", "tempfile", "shutil", "mmap", "http", "urllib", "xmlrpc", "aiohttp", "nbd", "XenAPI", "uvloop"),
 }
-WAITING = {"asyncio", "uvloop", "aiohttp", "nbd", "XenAPI", "socket", "ssl"}
+WAITING = {"asyncio", "uvloop", "aiohttp", "nbd", "XenAPI", "ssl"}  # socket: a lease may say on which host it is
 SHARED_WITH_SIMULATOR = {f"protocol.{name}" for name in ("extent", "cbt", "vhd", "vhd_stream", "secret", "errors")}
 
 
