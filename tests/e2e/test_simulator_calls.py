@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from simulator_fixtures import RpcError, SmallPool, small_pool
 
 from mover.simulator import XENSERVER_7_1, Options
 from mover.simulator.faults import CallFault
+from tests.simulator_fixtures import RpcError, SmallPool, small_pool
 
 NULL = "OpaqueRef:NULL"
 

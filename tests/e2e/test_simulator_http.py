@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from simulator_fixtures import SmallPool, small_pool
 
 from mover.simulator import Options
 from mover.simulator.steering import PATH
+from tests.simulator_fixtures import SmallPool, small_pool
 
 HEAD_LIMIT = 1024
 BODY_LIMIT = 300 * 1024

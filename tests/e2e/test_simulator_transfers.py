@@ -1,372 +1,410 @@
-"""Bulk HTTP of the simulated pool, byte by byte on raw sockets: heads, tasks, redirects, and how it goes wrong."""
+"""Bulk data over HTTP, on raw sockets: what the servers say, when, and what becomes of the task."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import io
-import struct
 import tarfile
 import xmlrpc.client
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
-from simulator_fixtures import MiB, Reply, RpcError, SmallPool, small_pool
 
 from mover.simulator import Options
 from mover.simulator.faults import HttpFault
+from tests.simulator_fixtures import MiB, Reply, RpcError, SmallPool, small_pool
 
 SIZE = 4 * MiB
-VHD_BLOCK = 2 * MiB
+RAW = "/export_raw_vdi?format=raw"
 
 
-@pytest.fixture(params=["plain", "tls"])
-async def pool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SmallPool]:
-    options = Options(tls=request.param == "tls", linger=0.0)
-    async with small_pool(tmp_path / "pool", options, sizes=(SIZE,), power_state="Halted") as pool:
+@pytest.fixture
+async def pool(tmp_path: Path) -> AsyncIterator[SmallPool]:
+    options = Options(tls=False, linger=0.0)
+    async with small_pool(tmp_path / "pool", options, (SIZE,), power_state="Halted") as pool:
+        pool.simulator.guest(pool.vdis[0]).fill(0, SIZE, "random")
         yield pool
 
 
-def head(verb: str, path: str, *lines: str, **query: str) -> bytes:
-    """The head of a request."""
-    return "\r\n".join([f"{verb} {path}?{urlencode(query)} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+def content(pool: SmallPool, number: int = 0) -> bytes:
+    return pool.simulator.disks.read(pool.vdis[number], 0, pool.simulator.disks.size(pool.vdis[number]))
 
 
-async def export(pool: SmallPool, host: int = 0, **query: str) -> Reply:
-    named = {"session_id": pool.session, "vdi": pool.vdis[0]} | query
-    return await pool.http(head("GET", "/export_raw_vdi", **named), host)
+def head(verb: str, target: str, *fields: str) -> bytes:
+    return "\r\n".join([f"{verb} {target} HTTP/1.1", "Host: x", *fields, "", ""]).encode()
 
 
-async def upload(pool: SmallPool, body: bytes, *lines: str, vdi: str = "", **query: str) -> Reply:
-    named = {"session_id": pool.session, "vdi": vdi or pool.vdis[0]} | query
-    lines = lines or (f"Content-Length: {len(body)}",)
-    return await pool.http(head("PUT", "/import_raw_vdi", *lines, **named), upload=body)
+async def target(pool: SmallPool, handler: str, *parameters: str, vdi: str | None = None) -> tuple[str, str]:
+    """A URL's path with session, disk and a task of our own; and the task."""
+    task = await pool.call("task.create", "transfer", "")
+    query = [f"session_id={pool.session}", f"task_id={task}", f"vdi={vdi or pool.vdis[0]}", *parameters]
+    return f"/{handler}?{'&'.join(query)}", task
 
 
-async def new_task(pool: SmallPool) -> str:
-    task: str = await pool.call("task.create", "transfer", "")
-    return task
+async def status(pool: SmallPool, task: str) -> tuple[str, list[str]]:
+    record = await pool.call("task.get_record", task)
+    return record["status"], record["error_info"]
 
 
-async def failed(pool: SmallPool, task: str, *description: str) -> None:
+async def failed(pool: SmallPool, task: str) -> list[str]:
     with pytest.raises(RpcError) as caught:
         await pool.finished(task)
-    assert tuple(caught.value.description[: len(description)]) == description
+    return caught.value.description
 
 
-def content(pool: SmallPool, vdi: str = "") -> bytes:
-    return pool.simulator.disks.read(vdi or pool.vdis[0], 0, SIZE)
+# -- who may --------------------------------------------------------------------------------------------------------
 
 
-def fill(pool: SmallPool) -> bytes:
-    pool.simulator.guest(pool.vdis[0]).fill(100_000, MiB, "random")
-    return content(pool)
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [
+        ("", []),
+        ("&session_id=OpaqueRef:none", []),
+        ("", ["Cookie: session_id=OpaqueRef:none"]),
+        ("", [f"Authorization: Basic {base64.b64encode(b'root:wrong').decode()}"]),
+        ("", ["Authorization: Basic ???"]),
+    ],
+)
+async def test_strangers_get_401_and_their_task_stays_pending(pool: SmallPool, query: str, fields: list[str]) -> None:
+    task = await pool.call("task.create", "transfer", "")
+    reply = await pool.http(head("GET", f"{RAW}&vdi={pool.vdis[0]}&task_id={task}{query}", *fields))
+    assert reply.status == 401
+    assert (reply.header("www-authenticate") or "").startswith("Basic realm=")
+    assert await status(pool, task) == ("pending", [])
 
 
-# -- exports ---------------------------------------------------------------------------------------------------------
+async def test_a_session_may_come_in_a_cookie_which_goes_first(pool: SmallPool) -> None:
+    cookie = f"Cookie: session_id={pool.session}; vdi={pool.vdis[0]}"
+    reply = await pool.http(head("GET", f"{RAW}&session_id=OpaqueRef:none&vdi=none", cookie))
+    assert (reply.status, reply.rest) == (200, content(pool))
 
 
-async def test_a_raw_export_ends_with_the_connection(pool: SmallPool) -> None:
-    expected = fill(pool)
-    task = await new_task(pool)
-    reply = await export(pool, task_id=task)
-    assert (reply.status, reply.rest) == (200, expected)
-    assert (reply.header("content-length"), reply.header("connection")) == (None, "close")
-    assert (reply.header("task-id"), reply.header("content-type")) == (task, "application/octet-stream")
+async def test_a_password_opens_a_session_for_the_transfer_alone(pool: SmallPool) -> None:
+    words = base64.b64encode(f"{pool.simulator.username}:{pool.simulator.password}".encode()).decode()
+    reply = await pool.http(head("GET", f"{RAW}&vdi={pool.vdis[0]}", f"Authorization: Basic {words}"))
+    assert (reply.status, reply.rest) == (200, content(pool))
+    assert pool.simulator.pool.database.refs("session") == [pool.session]
+
+
+# -- where ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_host_that_does_not_see_the_disk_sends_on_with_the_query_and_nothing_else(tmp_path: Path) -> None:
+    async with small_pool(tmp_path, Options(tls=False, local_sr=True, linger=0.0), (), power_state="Halted") as pool:
+        database = pool.simulator.pool.database
+        (local,) = [ref for ref, record in database.items("SR") if record["name_label"] == "Local storage"]
+        vm = pool.simulator.make_vm("local", [SIZE], sr=local, power_state="Halted")
+        pool.vdis = pool.simulator.vdis_of(vm)
+        path, task = await target(pool, "export_raw_vdi", "format=raw", "odd=a%2Fb%20c")
+        reply = await pool.http(head("GET", path, "Cookie: kept=no"))
+        assert (reply.status, reply.rest) == (302, b"")
+        assert reply.header("location") == f"{pool.simulator.url_of(1)}{path}"
+        assert reply.header("connection") == "close"
+        assert await status(pool, task) == ("pending", [])
+        again = await pool.http(head("GET", path), host=1)
+        assert (again.status, again.rest) == (200, content(pool))
+        await pool.finished(task)
+
+
+# -- out ------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_export_has_no_length_and_ends_with_the_connection(pool: SmallPool) -> None:
+    path, task = await target(pool, "export_raw_vdi", "format=raw")
+    reply = await pool.http(head("GET", path))
+    assert reply.head.startswith("HTTP/1.1 200 ")
+    assert reply.header("content-length") is None
+    assert reply.header("transfer-encoding") is None
+    assert reply.header("connection") == "close"
+    assert reply.header("task-id") == task
     assert reply.header("content-disposition") == f'attachment; filename="{pool.vdis[0]}.raw"'
+    assert reply.rest == content(pool)
     assert await pool.finished(task) == ""
 
 
-async def test_an_export_without_a_task_gets_one(pool: SmallPool) -> None:
-    reply = await export(pool, vdi=pool.ref(pool.vdis[0]))
-    assert await pool.finished(reply.header("task-id") or "") == ""
+async def test_without_a_task_the_server_makes_one(pool: SmallPool) -> None:
+    reply = await pool.http(head("GET", f"{RAW}&session_id={pool.session}&vdi={pool.vdis[0]}"))
+    task = reply.header("task-id")
+    assert task
+    assert await pool.finished(task) == ""
 
 
-async def test_a_vhd_export(pool: SmallPool) -> None:
-    pool.simulator.guest(pool.vdis[0]).write(VHD_BLOCK, b"in the second block")
-    body = (await export(pool, format="vhd")).rest
-    assert (body[:8], body[512:520], body[-512:]) == (b"conectix", b"cxsparse", body[:512])
-    assert struct.unpack(">II", body[2048:2056]) == (0xFFFFFFFF, (2048 + 512) // 512)
-    assert body[2560:3072] == b"\xff" * 512
-    assert body[3072:3091] == b"in the second block"
-    assert len(body) == 2560 + 512 + VHD_BLOCK + 512
+async def test_a_vhd_is_named_as_one(pool: SmallPool) -> None:
+    path, task = await target(pool, "export_raw_vdi", "format=vhd")
+    reply = await pool.http(head("GET", path))
+    assert reply.header("content-type") == "application/vhd"
+    assert reply.rest[:8] == b"conectix"
+    assert reply.rest[-512:] == reply.rest[:512]
+    await pool.finished(task)
 
 
-async def test_a_vhd_export_with_a_base(pool: SmallPool) -> None:
-    fill(pool)
-    base = await pool.call("VDI.snapshot", pool.ref(pool.vdis[0]))
-    pool.simulator.guest(pool.vdis[0]).write(VHD_BLOCK + 512, b"new")
-    body = (await export(pool, format="vhd", base=base)).rest
-    assert struct.unpack(">I", body[60:64]) == (4,)
-    assert struct.unpack(">II", body[2048:2056]) == (0xFFFFFFFF, (2048 + 512) // 512)
-    assert body[3072 + 512 : 3072 + 515] == b"new"
+@pytest.mark.parametrize("verb", ["GET", "PUT"])
+async def test_an_unknown_format_is_404_and_fails_the_task(pool: SmallPool, verb: str) -> None:
+    path, task = await target(pool, "export_raw_vdi" if verb == "GET" else "import_raw_vdi", "format=tape")
+    reply = await pool.http(head(verb, path, "Content-Length: 0"))
+    assert reply.head.startswith("HTTP/1.0 404 ")
+    assert await failed(pool, task) == ["INTERNAL_ERROR", "Unknown format tape"]
 
 
-async def test_whoever_hangs_up_fails_the_task_and_nothing_else(pool: SmallPool) -> None:
-    for _ in range(16):
-        pool.simulator.guest(pool.vdis[0]).scatter(1, 4096)
-    big = await pool.call(
-        "VDI.create", await pool.call("VDI.get_record", pool.ref(pool.vdis[0])) | {"virtual_size": 256 * MiB}
-    )
-    task = await new_task(pool)
-    reader, writer = await pool.connect()
-    query = {"session_id": pool.session, "vdi": big, "task_id": task}
-    writer.write(head("GET", "/export_raw_vdi", **query))
-    await reader.readexactly(4096)
-    writer.transport.abort()
-    await failed(pool, task, "VDI_IO_ERROR", "Device I/O errors")
-    assert (await export(pool)).status == 200
+async def test_an_unknown_disk_is_500_before_anything_and_the_task_stays_pending(pool: SmallPool) -> None:
+    path, task = await target(pool, "export_raw_vdi", vdi="none")
+    reply = await pool.http(head("GET", path))
+    assert reply.status == 500
+    assert b"UUID_INVALID: [ VDI; none; ]" in reply.rest
+    assert await status(pool, task) == ("pending", [])
 
 
-async def test_what_fails_after_the_head_is_a_response_within_the_body(pool: SmallPool) -> None:
-    """xen-api issue 4603: a disk that a guest has open cannot be attached."""
+async def test_a_failure_after_the_head_is_a_second_response_in_the_body(pool: SmallPool) -> None:
+    """By itself: the head goes out before the disk is attached, and a running VM has the disk."""
     await pool.call("VM.start", pool.vm, False, False)
-    task = await new_task(pool)
-    reply = await export(pool, task_id=task)
+    path, task = await target(pool, "export_raw_vdi", "format=raw")
+    reply = await pool.http(head("GET", path))
     assert reply.status == 200
-    assert reply.rest.startswith(b"HTTP/1.1 500 Internal Error\r\ncontent-length: ")
-    assert b"SR_BACKEND_FAILURE_46: [ ; The VDI is not available [opterr=VDI " in reply.rest
-    await failed(pool, task, "SR_BACKEND_FAILURE_46", "")
+    assert reply.rest.startswith(b"HTTP/1.1 500 Internal Error\r\n")
+    inner, _, page = reply.rest.partition(b"\r\n\r\n")
+    assert f"content-length: {len(page)}".encode() in inner
+    assert b"SR_BACKEND_FAILURE_46: [ ; The VDI is not available" in page
+    assert (await failed(pool, task))[0] == "SR_BACKEND_FAILURE_46"
 
 
-async def test_the_same_after_megabytes(pool: SmallPool) -> None:
-    expected = fill(pool)
-    pool.simulator.faults.arm(HttpFault("error", "export_raw_vdi", after=3 * MiB + 5))
-    task = await new_task(pool)
-    reply = await export(pool, task_id=task)
-    assert reply.rest[: 3 * MiB + 5] == expected[: 3 * MiB + 5]
-    assert reply.rest[3 * MiB + 5 :].startswith(b"HTTP/1.1 500 Internal Error\r\n")
-    assert b"VDI_IO_ERROR: [ Device I/O errors; ]" in reply.rest[3 * MiB :]
-    await failed(pool, task, "VDI_IO_ERROR")
-    assert (await export(pool)).rest == expected
+async def test_a_failure_on_request_lands_after_so_many_bytes(pool: SmallPool) -> None:
+    pool.simulator.faults.arm(
+        HttpFault("error", "export_raw_vdi", after=MiB + 7, code="VDI_IO_ERROR", params=("disk",))
+    )
+    path, task = await target(pool, "export_raw_vdi", "format=raw")
+    reply = await pool.http(head("GET", path))
+    assert reply.status == 200
+    assert reply.rest[: MiB + 7] == content(pool)[: MiB + 7]
+    assert reply.rest[MiB + 7 :].startswith(b"HTTP/1.1 500 Internal Error\r\n")
+    assert b"VDI_IO_ERROR: [ disk; ]" in reply.rest[MiB + 7 :]
+    assert await failed(pool, task) == ["VDI_IO_ERROR", "disk"]
 
 
-async def test_a_connection_that_is_cut(pool: SmallPool) -> None:
+async def test_a_connection_is_cut_on_request(pool: SmallPool) -> None:
     pool.simulator.faults.arm(HttpFault("close", after=MiB))
-    task = await new_task(pool)
-    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-        reply = await export(pool, task_id=task)
-        assert len(reply.rest) == MiB
-        raise ConnectionResetError  # over TLS the end may come without an error
-    await failed(pool, task, "VDI_IO_ERROR")
-
-
-async def test_a_task_may_fail_after_a_complete_body(pool: SmallPool) -> None:
-    pool.simulator.faults.arm(HttpFault("task", "export_raw_vdi"))
-    task = await new_task(pool)
-    reply = await export(pool, task_id=task)
-    assert len(reply.rest) == SIZE
-    await failed(pool, task, "VDI_IO_ERROR")
-
-
-async def test_metadata_without_data_cannot_be_exported(pool: SmallPool) -> None:
-    vdi = pool.ref(pool.vdis[0])
-    await pool.call("VDI.enable_cbt", vdi)
-    snapshot = await pool.call("VDI.snapshot", vdi)
-    await pool.call("VDI.data_destroy", snapshot)
-    for query in ({"vdi": snapshot}, {"format": "vhd", "base": snapshot}):
-        reply = await export(pool, **query)
-        assert (reply.status, reply.rest[:12]) == (200, b"HTTP/1.1 500")
-        assert b"VDI_INCOMPATIBLE_TYPE" in reply.rest
-
-
-async def test_a_disk_stays_attached_for_a_moment(tmp_path: Path) -> None:
-    async with small_pool(tmp_path / "pool", Options(tls=False, linger=60.0)) as pool:
-        vdi = await pool.call("VDI.snapshot", pool.ref(pool.vdis[0]))
-        reply = await export(pool, vdi=vdi)
-        await pool.finished(reply.header("task-id") or "")
-        with pytest.raises(RpcError, match="VDI_IN_USE"):
-            await pool.call("VDI.destroy", vdi)
-        (vbd,) = await pool.call("VDI.get_VBDs", vdi)
-        owner = await pool.call("VM.get_record", await pool.call("VBD.get_VM", vbd))
-        assert owner["is_control_domain"]
-        await pool.call("VBD.unplug", vbd)
-        await pool.call("VBD.destroy", vbd)
-        await pool.call("VDI.destroy", vdi)
-
-
-# -- who may, and where ----------------------------------------------------------------------------------------------
-
-
-async def test_who_is_unknown_is_refused_and_the_task_stays_pending(pool: SmallPool) -> None:
-    task = await new_task(pool)
-    for session in ("", "OpaqueRef:none"):
-        reply = await export(pool, session_id=session, task_id=task)
-        assert reply.status == 401
-        assert (reply.header("www-authenticate") or "").startswith("Basic realm=")
-    assert (await export(pool, vdi="OpaqueRef:none", task_id=task)).status == 500
-    assert await pool.call("task.get_status", task) == "pending"
-
-
-async def test_a_cookie_comes_before_the_query(pool: SmallPool) -> None:
-    request = head("GET", "/export_raw_vdi", f"Cookie: session_id={pool.session}", session_id="x", vdi=pool.vdis[0])
-    assert (await pool.http(request)).status == 200
-    request = head("GET", "/export_raw_vdi", "Cookie: session_id=x", session_id=pool.session, vdi=pool.vdis[0])
-    assert (await pool.http(request)).status == 401
-
-
-async def test_basic_authentication_has_a_session_for_itself(pool: SmallPool) -> None:
-    before = pool.simulator.pool.database.refs("session")
-    for password, status in ((pool.simulator.password, 200), ("wrong", 401)):
-        token = base64.b64encode(f"root:{password}".encode()).decode()
-        request = head("GET", "/export_raw_vdi", f"Authorization: Basic {token}", vdi=pool.vdis[0])
-        assert (await pool.http(request)).status == status
-    assert pool.simulator.pool.database.refs("session") == before
-
-
-async def test_members_transfer_with_a_session_of_the_master(pool: SmallPool) -> None:
-    expected = fill(pool)
-    assert (await export(pool, host=1)).rest == expected
-
-
-async def test_a_host_that_does_not_see_the_disk_sends_to_one_that_does(tmp_path: Path) -> None:
-    async with small_pool(tmp_path / "pool", Options(tls=False, local_sr=True)) as pool:
-        (local,) = await pool.call("SR.get_by_name_label", "Local storage")
-        record = await pool.call("VDI.get_record", pool.ref(pool.vdis[0]))
-        vdi = await pool.call("VDI.create", record | {"SR": local})
-        task = await new_task(pool)
-        reply = await export(pool, vdi=vdi, task_id=task)
-        query = urlencode({"session_id": pool.session, "vdi": vdi, "task_id": task})
-        assert (reply.status, reply.rest) == (302, b"")
-        assert reply.header("location") == f"{pool.simulator.url_of(1)}/export_raw_vdi?{query}"
-        assert await pool.call("task.get_status", task) == "pending"
-        assert (await export(pool, host=1, vdi=vdi, task_id=task)).status == 200
-        assert await pool.finished(task) == ""
-
-
-async def test_an_unknown_format_fails_the_task(pool: SmallPool) -> None:
-    task = await new_task(pool)
-    assert (await export(pool, format="floppy", task_id=task)).status == 404
-    await failed(pool, task, "INTERNAL_ERROR", "Unknown format floppy")
-
-
-# -- uploads ---------------------------------------------------------------------------------------------------------
-
-
-async def test_a_raw_upload(pool: SmallPool) -> None:
-    data = bytes(range(256)) * (SIZE // 256)
-    task = await new_task(pool)
-    reply = await upload(pool, data, task_id=task)
-    assert (reply.status, reply.rest) == (200, b"")
-    assert await pool.finished(task) == f"<value>{pool.ref(pool.vdis[0])}</value>"
-    assert content(pool) == data
-
-
-async def test_the_answer_comes_before_the_body(pool: SmallPool) -> None:
+    path, task = await target(pool, "export_raw_vdi", "format=raw")
     reader, writer = await pool.connect()
-    query = {"session_id": pool.session, "vdi": pool.vdis[0]}
-    writer.write(head("PUT", "/import_raw_vdi", f"Content-Length: {SIZE}", **query))
-    answer = await reader.readuntil(b"\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-    writer.write(b"x" * SIZE)
-    assert await reader.read() == b""
-    writer.transport.abort()
-    assert content(pool) == b"x" * SIZE
-
-
-async def test_http_chunks_are_refused(pool: SmallPool) -> None:
-    task = await new_task(pool)
-    reply = await upload(pool, b"", "Transfer-Encoding: chunked", task_id=task)
-    assert reply.head.startswith("HTTP/1.0 404")
-    await failed(pool, task, "INTERNAL_ERROR", "Cannot handle encoding: chunked")
-
-
-async def test_the_pools_own_frames(pool: SmallPool) -> None:
-    frames = struct.pack("<QI", MiB, 3) + b"abc" + struct.pack("<QI", 512, 2) + b"de" + struct.pack("<QI", 0, 0)
-    task = await new_task(pool)
-    await upload(pool, frames, "Connection: close", chunked="true", task_id=task)
-    await pool.finished(task)
-    assert (content(pool)[512:514], content(pool)[MiB : MiB + 3]) == (b"de", b"abc")
-    task = await new_task(pool)
-    assert (await upload(pool, frames, chunked="true", format="vhd", task_id=task)).status == 404
-
-
-async def test_a_vhd_upload_needs_its_exact_length(pool: SmallPool) -> None:
-    expected = fill(pool)
-    vhd = (await export(pool, format="vhd")).rest
-    target = await pool.call("VDI.create", await pool.call("VDI.get_record", pool.ref(pool.vdis[0])))
-    uuid = await pool.call("VDI.get_uuid", target)
-    await pool.finished((await upload(pool, vhd, vdi=uuid, format="vhd")).header("task-id") or "")
-    assert content(pool, uuid) == expected
-    reply = await upload(pool, vhd[:-512], vdi=uuid, format="vhd")
-    await failed(pool, reply.header("task-id") or "", "VDI_IO_ERROR")
-    assert reply.rest.startswith(b"HTTP/1.1 500")
-
-
-async def test_a_body_that_ends_early_fails(pool: SmallPool) -> None:
-    task = await new_task(pool)
-    reader, writer = await pool.connect()
-    query = {"session_id": pool.session, "vdi": pool.vdis[0], "task_id": task}
-    writer.write(head("PUT", "/import_raw_vdi", f"Content-Length: {SIZE}", **query) + b"x" * 1000)
+    writer.write(head("GET", path))
     await reader.readuntil(b"\r\n\r\n")
+    received = bytearray()
+    with suppress(ConnectionError):
+        while piece := await reader.read(MiB):
+            received += piece
     writer.transport.abort()
-    await failed(pool, task, "VDI_IO_ERROR")
+    assert len(received) <= MiB
+    assert content(pool).startswith(received)
+    assert (await failed(pool, task))[0] == "VDI_IO_ERROR"
 
 
-async def test_more_than_the_disk_holds_fails(pool: SmallPool) -> None:
-    reply = await upload(pool, bytes(SIZE + 512))
-    await failed(pool, reply.header("task-id") or "", "VDI_IO_ERROR")
+async def test_a_complete_body_may_belong_to_a_failed_task(pool: SmallPool) -> None:
+    pool.simulator.faults.arm(HttpFault("task", code="SR_BACKEND_FAILURE_200", params=("", "EIO", "")))
+    path, task = await target(pool, "export_raw_vdi", "format=raw")
+    reply = await pool.http(head("GET", path))
+    assert reply.rest == content(pool)
+    assert await failed(pool, task) == ["SR_BACKEND_FAILURE_200", "", "EIO", ""]
 
 
-async def test_looking_for_a_redirect_with_an_empty_body_does_no_harm(pool: SmallPool) -> None:
-    for format in ("raw", "vhd"):
-        assert (await upload(pool, b"", format=format)).status == 200
-    data = b"y" * SIZE
-    reply = await upload(pool, data)
-    await pool.finished(reply.header("task-id") or "")
-    assert content(pool) == data
+async def test_a_client_that_hangs_up_fails_its_task_and_frees_the_disk(tmp_path: Path) -> None:
+    size = 64 * MiB
+    async with small_pool(tmp_path, Options(tls=False, linger=0.0), (size,), power_state="Halted") as pool:
+        pool.simulator.guest(pool.vdis[0]).fill(0, size, "random")
+        path, task = await target(pool, "export_raw_vdi", "format=raw")
+        _, writer = await pool.connect()
+        writer.write(head("GET", path))
+        await writer.drain()
+        writer.transport.abort()
+        assert (await failed(pool, task))[0] == "VDI_IO_ERROR"
+        await unplugged(pool)
+        assert (await pool.http(head("GET", (await target(pool, "export_raw_vdi"))[0]))).rest == content(pool)
 
 
-async def test_a_disk_in_use_takes_no_upload(pool: SmallPool) -> None:
-    await pool.call("VM.start", pool.vm, False, False)
-    reply = await upload(pool, bytes(SIZE))
-    await failed(pool, reply.header("task-id") or "", "VDI_IN_USE")
+async def unplugged(pool: SmallPool) -> None:
+    """Wait until no control domain has the disk."""
+    database = pool.simulator.pool.database
+    while True:
+        changed = database.changed()
+        if not pool.simulator.pool.attached(pool.ref(pool.vdis[0])):
+            return
+        await changed.wait()
 
 
-async def test_a_raw_upload_into_a_repository_makes_a_disk(pool: SmallPool) -> None:
-    (repository,) = await pool.call("SR.get_all")
-    request = head("PUT", "/import_raw_vdi", "Content-Length: 1000", session_id=pool.session, sr_id=repository)
-    reply = await pool.http(request, upload=b"z" * 1000)
-    vdi = (await pool.finished(reply.header("task-id") or "")).removeprefix("<value>").removesuffix("</value>")
-    record = await pool.call("VDI.get_record", vdi)
-    assert (record["name_label"], record["virtual_size"]) == ("Imported VDI", 2 * MiB)
-    assert pool.simulator.disks.read(record["uuid"], 0, 1001) == b"z" * 1000 + b"\0"
-    query = {"session_id": pool.session, "sr_uuid": await pool.call("SR.get_uuid", repository), "format": "vhd"}
-    refused = await pool.http(head("PUT", "/import_raw_vdi", "Content-Length: 1", **query), upload=b"x")
-    assert refused.status == 400
+async def test_cancelling_is_heard_by_nobody(pool: SmallPool) -> None:
+    path, task = await target(pool, "export_raw_vdi", "format=raw")
+    await pool.call("task.cancel", task)
+    assert (await pool.http(head("GET", path))).rest == content(pool)
+    assert await pool.finished(task) == ""
 
 
-# -- metadata --------------------------------------------------------------------------------------------------------
-
-
-async def test_metadata_is_a_tar_with_one_document(pool: SmallPool) -> None:
-    snapshot = await pool.call("VM.snapshot", pool.vm, "s")
-    task = await new_task(pool)
-    query = {"session_id": pool.session, "task_id": task, "ref": snapshot}
-    reply = await pool.http(head("GET", "/export_metadata", **query))
-    assert reply.head.startswith("HTTP/1.0 200 OK")
+async def test_metadata_of_a_vm_is_a_tar_with_xml(pool: SmallPool) -> None:
+    task = await pool.call("task.create", "metadata", "")
+    reply = await pool.http(
+        head("GET", f"/export_metadata?session_id={pool.session}&task_id={task}&ref={pool.vm}&export_snapshots=false")
+    )
+    assert reply.head.startswith("HTTP/1.0 200 ")
     assert reply.header("content-length") == str(len(reply.rest))
-    await pool.finished(task)
+    assert reply.rest.endswith(bytes(1024))
     with tarfile.open(fileobj=io.BytesIO(reply.rest)) as tar:
-        (member,) = tar.getmembers()
-        assert (member.name, member.mode, member.type) == ("ova.xml", 0o400, b"\0")
-        xml = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
-    assert reply.rest[257:263] == bytes(6)
-    wrapped = f"<methodResponse><params><param>{xml}</param></params></methodResponse>"
-    ((document,), _) = xmlrpc.client.loads(wrapped)
-    version, objects = document["version"], document["objects"]
-    assert (version["product_brand"], version["export_vsn"]) == ("XCP-ng", "2")
-    by_class: dict[str, list[dict[str, Any]]] = {}
-    for entry in objects:
-        by_class.setdefault(entry["class"], []).append(entry)
-    (vm,) = by_class["VM"]
-    assert (vm["snapshot"]["name_label"], vm["snapshot"]["is_a_snapshot"]) == ("s", False)
-    ids = {entry["id"] for entry in objects}
-    assert all(entry["id"].startswith("Ref:") for entry in objects)
-    assert set(vm["snapshot"]["VBDs"]) == {entry["id"] for entry in by_class["VBD"]} <= ids
-    assert "OpaqueRef:" not in xml.replace("OpaqueRef:NULL", "")
-    assert "<int>" not in xml
-    assert "<i4>" not in xml
+        assert tar.getnames() == ["ova.xml"]
+        member = tar.extractfile("ova.xml")
+        assert member is not None
+        text = member.read()
+    wrapped = b"<methodResponse><params><param>" + text + b"</param></params></methodResponse>"
+    ((document,), _) = xmlrpc.client.loads(wrapped.decode())
+    assert document["version"]["export_vsn"] == "2", "integers have no type here either"
+    objects: dict[str, dict[str, Any]] = {o["id"]: o for o in document["objects"]}
+    assert all(ref.startswith("Ref:") for ref in objects)
+    (vm,) = [o["snapshot"] for o in objects.values() if o["class"] == "VM"]
+    assert vm["name_label"] == "small"
+    assert vm["uuid"] == (await pool.call("VM.get_uuid", pool.vm))
+    for name, cls in (("VBDs", "VBD"), ("VIFs", "VIF")):
+        assert vm[name]
+        assert {objects[ref]["class"] for ref in vm[name]} == {cls}
+    disks = [objects[objects[vbd]["snapshot"]["VDI"]] for vbd in vm["VBDs"] if not objects[vbd]["snapshot"]["empty"]]
+    assert [disk["snapshot"]["uuid"] for disk in disks] == pool.vdis
+    assert "OpaqueRef:" not in text.decode().replace("OpaqueRef:NULL", "")
+    assert await pool.finished(task) == ""
+
+
+async def test_numbers_in_metadata_go_on_over_the_life_of_a_server(pool: SmallPool) -> None:
+    request = head("GET", f"/export_metadata?session_id={pool.session}&ref={pool.vm}")
+    first, second = (await pool.http(request)).rest, (await pool.http(request)).rest
+    assert b"Ref:1<" in first
+    assert b"Ref:1<" not in second
+
+
+# -- in -------------------------------------------------------------------------------------------------------------
+
+
+async def upload(pool: SmallPool, path: str, body: bytes, *fields: str) -> Reply:
+    """A PUT whose body is sent only after the answer, which has to come before it."""
+    reader, writer = await pool.connect()
+    try:
+        writer.write(head("PUT", path, *(fields or (f"Content-Length: {len(body)}",))))
+        early = await reader.readuntil(b"\r\n\r\n")
+        with suppress(ConnectionError):
+            writer.write(body)
+            await writer.drain()
+        rest = await reader.read()
+    finally:
+        writer.transport.abort()
+    text = early.decode("latin-1").removesuffix("\r\n\r\n")
+    return Reply(int(text.split(" ")[1]), text, rest)
+
+
+async def test_an_upload_is_answered_before_it_is_read(pool: SmallPool) -> None:
+    body = bytes(range(256)) * (SIZE // 256)
+    path, task = await target(pool, "import_raw_vdi", "format=raw")
+    reply = await upload(pool, path, body)
+    assert (reply.status, reply.rest) == (200, b"")
+    assert reply.header("content-length") is None
+    assert await pool.finished(task) == f"<value>{pool.ref(pool.vdis[0])}</value>"
+    assert content(pool) == body
+
+
+async def test_chunked_encoding_is_refused(pool: SmallPool) -> None:
+    before = content(pool)
+    path, task = await target(pool, "import_raw_vdi", "format=raw")
+    reply = await pool.http(head("PUT", path, "Transfer-Encoding: chunked"), upload=b"0\r\n\r\n")
+    assert reply.head.startswith("HTTP/1.0 404 ")
+    assert await failed(pool, task) == ["INTERNAL_ERROR", "Cannot handle encoding: chunked"]
+    assert content(pool) == before
+
+
+async def test_a_probe_without_body_or_task_changes_nothing(pool: SmallPool) -> None:
+    before = content(pool)
+    probe = f"/import_raw_vdi?session_id={pool.session}&vdi={pool.vdis[0]}&format=vhd"
+    reply = await pool.http(head("PUT", probe, "Content-Length: 0"))
+    assert reply.status == 200
+    await unplugged(pool)
+    assert content(pool) == before
+    path, task = await target(pool, "import_raw_vdi", "format=raw")
+    assert (await upload(pool, path, bytes(SIZE))).status == 200
+    await pool.finished(task)
+    assert content(pool) == bytes(SIZE)
+
+
+@pytest.mark.parametrize("format", ["raw", "vhd"])
+async def test_a_body_that_ends_early_fails_the_task(pool: SmallPool, format: str) -> None:
+    export, _ = await target(pool, "export_raw_vdi", f"format={format}")
+    whole = (await pool.http(head("GET", export))).rest
+    await unplugged(pool)
+    path, task = await target(pool, "import_raw_vdi", f"format={format}")
+    reader, writer = await pool.connect()
+    writer.write(head("PUT", path, f"Content-Length: {len(whole)}") + whole[: len(whole) // 2])
+    writer.write_eof()
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.transport.abort()
+    assert (await failed(pool, task))[0] == "VDI_IO_ERROR"
+
+
+async def test_a_vhd_of_a_wrong_length_fails_late(pool: SmallPool) -> None:
+    export, _ = await target(pool, "export_raw_vdi", "format=vhd")
+    whole = (await pool.http(head("GET", export))).rest
+    await unplugged(pool)
+    path, task = await target(pool, "import_raw_vdi", "format=vhd")
+    reply = await upload(pool, path, whole + bytes(4096))
+    assert reply.status == 200
+    assert b"HTTP/1.1 500 " in reply.rest
+    assert (await failed(pool, task))[0] == "VDI_IO_ERROR"
+
+
+async def test_an_upload_onto_a_disk_in_use_is_refused_after_the_200(pool: SmallPool) -> None:
+    await pool.call("VM.start", pool.vm, False, False)
+    path, task = await target(pool, "import_raw_vdi", "format=raw")
+    reply = await upload(pool, path, b"")
+    assert reply.status == 200
+    assert reply.rest.startswith(b"HTTP/1.1 500 ")
+    assert (await failed(pool, task))[0] == "VDI_IN_USE"
+
+
+async def test_the_servers_own_frames_need_no_length(pool: SmallPool) -> None:
+    before = content(pool)
+    frame = (MiB).to_bytes(8, "little") + (512).to_bytes(4, "little") + b"x" * 512
+    path, task = await target(pool, "import_raw_vdi", "format=raw", "chunked=true")
+    reply = await upload(pool, path, frame + bytes(12), "Accept: */*")
+    assert reply.status == 200
+    await pool.finished(task)
+    assert content(pool) == before[:MiB] + b"x" * 512 + before[MiB + 512 :]
+
+
+async def test_a_repository_makes_room_for_a_raw_disk(pool: SmallPool) -> None:
+    database = pool.simulator.pool.database
+    sr = database.get("VDI", pool.ref(pool.vdis[0]))["SR"]
+    task = await pool.call("task.create", "transfer", "")
+    body = b"y" * (MiB + 512)
+    path = f"/import_raw_vdi?session_id={pool.session}&task_id={task}&sr_id={sr}&format=raw"
+    assert (await upload(pool, path, body)).status == 200
+    made = (await pool.finished(task)).removeprefix("<value>").removesuffix("</value>")
+    record = await pool.call("VDI.get_record", made)
+    assert (record["name_label"], record["virtual_size"]) == ("Imported VDI", 2 * MiB)
+    assert pool.simulator.disks.read(record["uuid"], 0, len(body)) == body
+    task = await pool.call("task.create", "transfer", "")
+    path = (
+        f"/import_raw_vdi?session_id={pool.session}&task_id={task}&sr_uuid={database.get('SR', sr)['uuid']}&format=vhd"
+    )
+    assert (await pool.http(head("PUT", path, "Content-Length: 0"))).status == 400
+    assert (await failed(pool, task))[0] == "INTERNAL_ERROR"
+
+
+async def test_a_full_repository_fails_an_upload_after_the_200(pool: SmallPool) -> None:
+    pool.simulator.faults.sr_full = True
+    path, task = await target(pool, "import_raw_vdi", "format=raw")
+    reply = await upload(pool, path, b"")
+    assert reply.status == 200
+    assert reply.rest.startswith(b"HTTP/1.1 500 ")
+    assert (await failed(pool, task))[0] == "SR_BACKEND_FAILURE_44"
+
+
+async def test_many_transfers_at_once(tmp_path: Path) -> None:
+    sizes = (SIZE,) * 6
+    async with small_pool(tmp_path, Options(tls=False, linger=0.0), sizes, power_state="Halted") as pool:
+        for vdi in pool.vdis:
+            pool.simulator.guest(vdi).fill(0, SIZE, "random")
+        paths = [(await target(pool, "export_raw_vdi", vdi=vdi))[0] for vdi in pool.vdis]
+        async with asyncio.TaskGroup() as group:
+            replies = [group.create_task(pool.http(head("GET", path), host=n % 2)) for n, path in enumerate(paths)]
+        assert [reply.result().rest for reply in replies] == [content(pool, n) for n in range(len(sizes))]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulator_fixtures import GRANULE, MiB, RpcError, SmallPool, small_pool
 
 from mover.simulator import XENSERVER_7_6, Options
+from tests.simulator_fixtures import GRANULE, MiB, RpcError, SmallPool, small_pool
 
 NULL = "OpaqueRef:NULL"
 OPTIONS = Options(tls=False, linger=0.0, data_destroy_wait=0.1)
