@@ -13,9 +13,10 @@ import numpy.typing as npt
 from mover.errors import StoreDamagedError
 from mover.store import segment as segments
 from mover.store.backend import Backend, ObjectMissingError
+from mover.store.condemned import read_condemned
 from mover.store.identity import ID_LENGTH, Identity
 from mover.store.names import INDEX, PACKS, PackName, SegmentName, parse_segment
-from mover.store.segment import I64, U64, BadSegmentError, Segment
+from mover.store.segment import I64, U64, BadSegmentError, PackEntry, Segment
 
 # A merge that replaces segments while they are being opened makes one start over; each time it has made progress.
 _TRIES = 20
@@ -38,12 +39,17 @@ class Location(NamedTuple):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A segment in use. `usable` says for each of its packs whether it is there with the length it should have."""
+    """A segment in use.
+
+    `usable` says for each of its packs whether it is there with the length it should have, `kept` whether it is usable
+    and no prune has condemned it; None: all are.
+    """
 
     name: SegmentName
     segment: Segment
     data: memoryview
     usable: npt.NDArray[np.bool_] | None
+    kept: npt.NDArray[np.bool_] | None = None
 
 
 class _Pages:
@@ -74,49 +80,42 @@ class IndexView:
 
     segments: tuple[Loaded, ...] = ()
     damaged: tuple[tuple[str, str], ...] = ()
+    condemned: frozenset[PackName] = frozenset()
     _pages: _Pages = field(default_factory=lambda: _Pages())
 
     def contains(self, ids: Sequence[bytes]) -> list[bool]:
-        """For each id, whether its record is stored in a pack that is as long as it should be."""
+        """For each id, whether its record is stored in a pack that is as long as it should be, and will stay."""
         known = np.zeros(len(ids), np.bool_)
-        for _, found, _ in self.find(ids):
+        for _, found, _ in self.find(segments.keys_of(b"".join(ids)), kept=True):
             known[found] = True
         return known.tolist()
 
     def locate(self, ids: Sequence[bytes]) -> list[Location | None]:
         """Where each id's record is; None for those that are not stored."""
         places: list[Location | None] = [None] * len(ids)
-        for number, found, rows in self.find(ids):
+        for number, found, rows in self.find(segments.keys_of(b"".join(ids))):
             segment = self.segments[number].segment
             entries = segment.rows[["pack", "offset", "length", "meta"]][rows].tolist()
             for at, (pack, offset, length, meta) in zip(found.tolist(), entries, strict=True):
                 places[at] = Location(segment.packs[pack].name, offset, length, meta)
         return places
 
-    def find(self, ids: Sequence[bytes]) -> Iterator[tuple[int, I64, I64]]:
-        """Segment by segment that has some of `ids`: its number, which of them, and their rows in it."""
-        self._pages.touch(len(ids), self.segments)
-        keys = segments.keys_of(b"".join(ids))
-        left: I64 = np.arange(len(keys), dtype=np.int64)
-        for number, loaded in enumerate(self.segments):
-            if not len(left):
-                return
-            rows = self._usable_rows(loaded, keys[left])
-            hit = rows >= 0
-            if hit.any():
-                yield number, left[hit], rows[hit]
-                left = left[~hit]
+    def find(self, keys: U64, *, kept: bool = False) -> Iterator[tuple[int, I64, I64]]:
+        """Segment by segment that has some of `keys`: its number, which of them, and their rows in it.
 
-    def _usable_rows(self, loaded: Loaded, keys: U64) -> I64:
-        rows = loaded.segment.find(keys)
-        hits = np.flatnonzero(rows >= 0)
-        if len(hits):
-            packs = loaded.segment.rows["pack"][rows[hits]]
-            known = packs < len(loaded.segment.packs)
-            if loaded.usable is not None:
-                known &= loaded.usable.take(packs, mode="clip") if len(loaded.usable) else False
-            rows[hits[~known]] = -1
-        return rows
+        With `kept` only in packs that no prune has condemned, otherwise in all, those preferred.
+        """
+        self._pages.touch(len(keys), self.segments)
+        left: I64 = np.arange(len(keys), dtype=np.int64)
+        for only_kept in (True,) if kept or not self.condemned else (True, False):
+            for number, loaded in enumerate(self.segments):
+                if not len(left):
+                    return
+                rows = _rows_in(loaded.segment, keys[left], loaded.kept if only_kept else loaded.usable)
+                hit = rows >= 0
+                if hit.any():
+                    yield number, left[hit], rows[hit]
+                    left = left[~hit]
 
     def whereabouts(self, id: bytes) -> PackName | None:
         """The pack that should hold a record which `find` does not find, if any segment knows."""
@@ -126,22 +125,19 @@ class IndexView:
                 return loaded.segment.packs[number].name
         return None
 
-    def usable(self, segment: Segment) -> npt.NDArray[np.bool_] | None:
-        """Which packs of a segment that is to be added are usable: all but those known not to be."""
-        unusable = {
-            pack
-            for loaded in self.segments
-            if loaded.usable is not None and loaded.name in segment.replaces
-            for pack, usable in zip(loaded.segment.packs, loaded.usable.tolist(), strict=True)
-            if not usable
-        }
-        return np.array([pack not in unusable for pack in segment.packs], np.bool_) if unusable else None
+    def loaded(self, name: SegmentName, segment: Segment, data: memoryview) -> Loaded:
+        """A segment that is to be added. Its packs are as good as they are in the segments it replaces."""
+        replaced = [loaded for loaded in self.segments if loaded.name in segment.replaces]
+        unusable = {pack for one in replaced for pack in _packs_without(one.segment, one.usable)}
+        passing = {pack for one in replaced for pack in _packs_without(one.segment, one.kept)}
+        usable = _mask([pack not in unusable for pack in segment.packs])
+        return Loaded(name, segment, data, usable, _mask([pack not in passing for pack in segment.packs]))
 
     def adding(self, loaded: Loaded) -> IndexView:
         """This view and one more segment; those it replaces are gone from it."""
         replaced = {loaded.name, *loaded.segment.replaces}
         kept = [other for other in self.segments if other.name not in replaced]
-        return IndexView(_largest_first([*kept, loaded]), self.damaged)
+        return IndexView(_largest_first([*kept, loaded]), self.damaged, self.condemned)
 
     @property
     def records(self) -> int:
@@ -179,7 +175,7 @@ class Index:
         segment = segments.parse(self.identity, data)
         with self._lock:
             view = self._view or load(self.backend, self.identity)
-            self._view = view.adding(Loaded(name, segment, data, view.usable(segment)))
+            self._view = view.adding(view.loaded(name, segment, data))
 
 
 def load(backend: Backend, identity: Identity) -> IndexView:
@@ -193,8 +189,9 @@ def load(backend: Backend, identity: Identity) -> IndexView:
 
 
 def _open_all(backend: Backend, identity: Identity) -> IndexView:
+    # This order, condemned packs before the index and that before the packs, is what makes deleting safe.
+    condemned, damaged = read_condemned(backend, identity)
     opened: dict[SegmentName, tuple[Segment, memoryview]] = {}
-    damaged: list[tuple[str, str]] = []
     for key, _ in backend.list(INDEX):
         name = parse_segment(key)
         if name is None:
@@ -206,18 +203,41 @@ def _open_all(backend: Backend, identity: Identity) -> IndexView:
             damaged.append((key, str(error)))
     replaced = {name for segment, _ in opened.values() for name in segment.replaces}
     sizes = dict(backend.list(PACKS)) if opened else {}
-    loaded = [
-        Loaded(name, segment, data, _usable(segment, sizes))
-        for name, (segment, data) in opened.items()
-        if name not in replaced
-    ]
-    return IndexView(_largest_first(loaded), tuple(damaged))
+    gone = frozenset(pack for packs in condemned.values() for pack in packs)
+    loaded = []
+    for name, (segment, data) in opened.items():
+        if name not in replaced:
+            usable = [sizes.get(pack.name.key) == pack.size for pack in segment.packs]
+            kept = [good and pack.name not in gone for good, pack in zip(usable, segment.packs, strict=True)]
+            loaded.append(Loaded(name, segment, data, _mask(usable), _mask(kept)))
+    return IndexView(_largest_first(loaded), tuple(damaged), gone)
 
 
-def _usable(segment: Segment, sizes: dict[str, int]) -> npt.NDArray[np.bool_] | None:
-    """Which packs have the length they were published with; None if all have."""
-    usable = [sizes.get(pack.name.key) == pack.size for pack in segment.packs]
-    return None if all(usable) else np.array(usable, np.bool_)
+def _mask(good: Sequence[bool]) -> npt.NDArray[np.bool_] | None:
+    return None if all(good) else np.array(good, np.bool_)
+
+
+def _packs_without(segment: Segment, good: npt.NDArray[np.bool_] | None) -> Iterator[PackEntry]:
+    if good is not None:
+        yield from (pack for pack, fine in zip(segment.packs, good.tolist(), strict=True) if not fine)
+
+
+def _rows_in(segment: Segment, keys: U64, good: npt.NDArray[np.bool_] | None) -> I64:
+    """The row of each key that is in a `good` pack, -1 for the others. An id may be listed several times in a row."""
+    rows = segment.find(keys)
+    hits = np.flatnonzero(rows >= 0)
+    while len(hits):
+        packs = segment.rows["pack"][rows[hits]]
+        fine = packs < len(segment.packs)
+        if good is not None:
+            fine &= good.take(packs, mode="clip") if len(good) else False
+        hits = hits[~fine]
+        following = np.minimum(rows[hits] + 1, len(segment.prefix) - 1)
+        same = (rows[hits] < following) & (segment.prefix[following] == keys[hits, 0])
+        same &= (segment.rows["rest"][following] == keys[hits, 1:]).all(axis=1)
+        rows[hits] = np.where(same, following, -1)
+        hits = hits[same]
+    return rows
 
 
 def split_ids(ids: bytes) -> list[bytes]:

@@ -12,13 +12,15 @@ from mover.store import segment as segments
 from mover.store.backend import Backend
 from mover.store.identity import Identity
 from mover.store.index import IndexView, Loaded
-from mover.store.names import SegmentName
+from mover.store.names import PackName, SegmentName
 from mover.store.segment import I64, MAX_LEVEL, U64, PackEntry
 
 # So many segments of one level are left alone; one more, and they become one of the next level.
 MOST = 8
 # Entries sorted at a time: what bounds memory, whatever the size of the index.
 _SLICE = 128 << 10
+
+_LEFT_OUT = 0xFFFFFFFF
 
 Rows = npt.NDArray[np.void]
 
@@ -35,7 +37,10 @@ def due(view: IndexView) -> list[Loaded]:
 def merge(
     backend: Backend, identity: Identity, chosen: Sequence[Loaded], wid: bytes, number: int
 ) -> SegmentName | None:
-    """Write one segment in place of `chosen`, durable on return. None if none of them is fit to be merged.
+    """Write one segment in place of `chosen`, durable on return. None if too few of them are fit to be merged.
+
+    Nothing is lost, not even a second place of the same id: whoever merges may have been shut out meanwhile, and does
+    not know which of the two places a prune has counted on.
 
     A segment whose columns are damaged stays as it is: its damage must not get a new checksum. What the merged one
     replaces may be deleted then; whoever has it mapped keeps it, and whoever misses it looks again.
@@ -43,8 +48,29 @@ def merge(
     intact = [loaded for loaded in chosen if segments.columns_intact(identity, loaded.data)]
     if len(intact) < 2:
         return None
-    name = SegmentName(max(loaded.name.level for loaded in intact) + 1, wid, number)
-    merging = _Merging(intact)
+    level = max(loaded.name.level for loaded in intact) + 1
+    return _write(backend, identity, _Merging(intact), SegmentName(level, wid, number))
+
+
+def rewrite(
+    backend: Backend,
+    identity: Identity,
+    chosen: Sequence[Loaded],
+    without: Callable[[PackName], bool],
+    wid: bytes,
+    number: int,
+) -> SegmentName | None:
+    """Write one segment in place of `chosen` that does not list some packs. None if no pack is left to be listed.
+
+    It has the level of the highest of them, so that pruning often does not use the levels up.
+    """
+    merging = _Merging(chosen, without)
+    if not merging.packs:
+        return None
+    return _write(backend, identity, merging, SegmentName(max(loaded.name.level for loaded in chosen), wid, number))
+
+
+def _write(backend: Backend, identity: Identity, merging: _Merging, name: SegmentName) -> SegmentName | None:
     upload = backend.create(name.key)
     try:
         hasher = identity.checker()
@@ -57,8 +83,8 @@ def merge(
         counts, count = merging.write_prefixes(write)
         merging.write_rows(write)
         fence = np.concatenate([np.zeros(1, np.uint64), np.cumsum(counts)]).astype(np.uint32)
-        window = max(1, int(counts.max())) if counts.size else 1
-        replaces = [loaded.name for loaded in intact]
+        window = max(1, int(np.max(counts)))
+        replaces = [loaded.name for loaded in merging.sources]
         upload.write(
             [
                 segments.encode_tables(
@@ -76,11 +102,15 @@ class _Merging:
     """The entries of several segments in order, a slice of all possible ids at a time."""
 
     sources: Sequence[Loaded]
+    without: Callable[[PackName], bool] = lambda _: False
 
     def __post_init__(self) -> None:
-        self.packs: list[PackEntry] = sorted({pack for one in self.sources for pack in one.segment.packs}, key=_by_name)
+        listed = {pack for one in self.sources for pack in one.segment.packs}
+        self.packs: list[PackEntry] = sorted((pack for pack in listed if not self.without(pack.name)), key=_by_name)
         numbers = {pack: number for number, pack in enumerate(self.packs)}
-        self._renumbered = [np.array([numbers[pack] for pack in one.segment.packs], np.uint32) for one in self.sources]
+        self._renumbered = [
+            np.array([numbers.get(pack, _LEFT_OUT) for pack in one.segment.packs], np.uint32) for one in self.sources
+        ]
         total = sum(len(one.segment) for one in self.sources)
         self._slices = 1 << (total // _SLICE).bit_length()
         self._bits = segments.fence_bits(total)
@@ -113,7 +143,7 @@ class _Merging:
                 segments.release_pages(source.data)
 
     def _slice(self, low: int, high: int) -> tuple[U64, Rows]:
-        """Entries with prefixes from `low` to `high`, each id once, from a usable pack if there is one."""
+        """Entries with prefixes from `low` to `high`, each place of an id once, the usable ones first."""
         prefixes: list[U64] = []
         rows: list[Rows] = []
         unusable: list[npt.NDArray[np.bool_]] = []
@@ -123,22 +153,25 @@ class _Merging:
             end = int(np.searchsorted(segment.prefix, np.uint64(high), side="right"))
             part = segment.rows[start:end].copy()
             valid = part["pack"] < len(renumbered)
+            valid[valid] &= renumbered[part["pack"][valid]] != _LEFT_OUT
             part = part[valid]
-            usable = np.ones(len(part), np.bool_) if source.usable is None else source.usable[part["pack"]]
+            usable = np.ones(len(part), np.bool_) if source.kept is None else source.kept[part["pack"]]
             part["pack"] = renumbered[part["pack"]] if len(renumbered) else part["pack"]
             prefixes.append(segment.prefix[start:end][valid])
             rows.append(part)
             unusable.append(~usable)
         prefix, row = np.concatenate(prefixes), np.concatenate(rows)
-        bad = np.concatenate(unusable)
-        order: I64 = np.lexsort((bad, prefix))
+        place = (row["offset"], row["pack"], np.concatenate(unusable))
+        order: I64 = np.lexsort((*place, prefix))
         alike = prefix[order][1:] == prefix[order][:-1]
-        same = alike & (row["rest"][order][1:] == row["rest"][order][:-1]).all(axis=1)
+        rest = row["rest"]
+        same = alike & (rest[order][1:] == rest[order][:-1]).all(axis=1)
         if (alike != same).any():
             # Different ids with the same first eight bytes: only all four words bring equal ones together.
-            rest = row["rest"]
-            order = np.lexsort((bad, rest[:, 2], rest[:, 1], rest[:, 0], prefix))
+            order = np.lexsort((*place, rest[:, 2], rest[:, 1], rest[:, 0], prefix))
             same = (prefix[order][1:] == prefix[order][:-1]) & (rest[order][1:] == rest[order][:-1]).all(axis=1)
+        for column in ("pack", "offset"):
+            same &= row[column][order][1:] == row[column][order][:-1]
         first = np.concatenate([np.ones(min(len(order), 1), np.bool_), ~same])
         return prefix[order][first], row[order][first]
 

@@ -11,9 +11,10 @@ STORE = "store.json"
 PACKS = "packs/"
 INDEX = "index/"
 POINTS = "points/"
-# Reserved: condemned packs, writers' leases, wrapped keys, verification stamps.
 CONDEMNED = "cond/"
 LEASES = "lease/"
+TRASH = "trash/"
+# Reserved: wrapped keys, verification stamps.
 KEYS = "keys/"
 SCRUB = "scrub/"
 
@@ -24,7 +25,9 @@ MAX_SEQ = (1 << 24) - 1
 _SUFFIX = {DATA: "d", META: "m"}
 _PACK = re.compile(r"packs/([0-9a-f]{2})/([0-9a-f]{32})/([0-9a-f]{6})\.([dm])")
 _SEGMENT = re.compile(r"index/([0-9])/([0-9a-f]{32})\.([0-9]{1,9})")
-_POINT = re.compile(r"points/([0-9a-f]{32})\.([0-9]{1,9})")
+_POINT = re.compile(r"(?:points|trash)/([0-9a-f]{32})\.([0-9]{1,9})")
+_LEASE = re.compile(r"lease/([0-9a-f]{32})(?:\.([0-9]{1,9}))?")
+_CONDEMNED = re.compile(r"cond/([0-9a-f]{32})")
 
 
 class PackName(NamedTuple):
@@ -65,6 +68,11 @@ class PointName(NamedTuple):
         """`points/<wid>.<number>`."""
         return f"{POINTS}{self.wid.hex()}.{self.number}"
 
+    @property
+    def trash_key(self) -> str:
+        """Where it is kept once it is forgotten, until no writer can build on it any more."""
+        return f"{TRASH}{self.wid.hex()}.{self.number}"
+
 
 def parse_pack(key: str) -> PackName | None:
     """The pack a key names, or None."""
@@ -81,9 +89,31 @@ def parse_segment(key: str) -> SegmentName | None:
 
 
 def parse_point(key: str) -> PointName | None:
-    """The restore point a key names, or None."""
+    """The restore point, forgotten or not, that a key names, or None."""
     match = _POINT.fullmatch(key)
     return None if match is None else PointName(bytes.fromhex(match[1]), int(match[2]))
+
+
+def lease_key(wid: bytes, renewal: int | None = None) -> str:
+    """`lease/<wid>`, and of its renewals `lease/<wid>.<renewal>`."""
+    return f"{LEASES}{wid.hex()}" if renewal is None else f"{LEASES}{wid.hex()}.{renewal}"
+
+
+def parse_lease(key: str) -> tuple[bytes, int | None] | None:
+    """The writer and the renewal that a key names, or None."""
+    match = _LEASE.fullmatch(key)
+    return None if match is None else (bytes.fromhex(match[1]), None if match[2] is None else int(match[2]))
+
+
+def condemned_key(prune: bytes) -> str:
+    """`cond/<prune>`: the packs that a prune is about to delete."""
+    return f"{CONDEMNED}{prune.hex()}"
+
+
+def parse_condemned(key: str) -> bytes | None:
+    """The prune that a key of condemned packs names, or None."""
+    match = _CONDEMNED.fullmatch(key)
+    return None if match is None else bytes.fromhex(match[1])
 
 
 def new_writer_id() -> bytes:

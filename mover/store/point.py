@@ -12,6 +12,8 @@ from mover.store.names import PointName
 
 FORMAT = 1
 MAX_LENGTH = 1 << 20
+# What stands under a writer's next commit number once a prune has given the writer up.
+FENCE = b"FENCE\n"
 
 
 class BadPointError(Exception):

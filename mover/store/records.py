@@ -18,6 +18,8 @@ from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, PAGE, BadRecordError
 # Neighbours are read in one go up to this many bytes, over gaps of at most as much as a chunk takes to read anyway.
 _RUN = 4 << 20
 _GAP = 32 << 10
+# So often a record is looked for again because the pack it was in has gone.
+_TRIES = 3
 
 Take = Callable[[int, "bytes | memoryview"], None]
 
@@ -73,22 +75,27 @@ class Records:
 
         The bytes are valid during the call only. Raises `StoreDamagedError` naming the record or its pack.
         """
+        self._read(ids, kind, take, _TRIES)
+
+    def _read(self, ids: Sequence[bytes], kind: int, take: Take, tries: int) -> None:
         wanted = sorted(
             Wanted(place, id, number) for number, (place, id) in enumerate(zip(self._locate(ids), ids, strict=True))
         )
         run: list[Wanted] = []
         for one in wanted:
             if run and not _continues(run, one):
-                self._read_run(run, kind, take)
+                self._read_run(run, kind, take, tries)
                 run = []
             run.append(one)
         if run:
-            self._read_run(run, kind, take)
+            self._read_run(run, kind, take, tries)
 
     def _locate(self, ids: Sequence[bytes]) -> list[Location]:
         places = self._index.view.locate(ids)
-        if None in places:
-            # Another writer may have published it since the index was loaded.
+        for _ in range(_TRIES):
+            if None not in places:
+                break
+            # Another writer may have published it since the index was loaded, or a prune has moved it.
             places = self._index.reload().locate(ids)
         located = [place for place in places if place is not None]
         if len(located) < len(ids):
@@ -102,7 +109,7 @@ class Records:
             )
         return located
 
-    def _read_run(self, run: Sequence[Wanted], kind: int, take: Take) -> None:
+    def _read_run(self, run: Sequence[Wanted], kind: int, take: Take, tries: int) -> None:
         start = run[0].at.offset
         if run[0].at.length > records.MAX_RAW:
             raise StoreDamagedError(
@@ -117,7 +124,13 @@ class Records:
         try:
             got = self._backend.read_into(key, start, room)
         except ObjectMissingError as error:
-            raise StoreDamagedError(f"{self._backend.location}/{key} is missing") from error
+            if not tries:
+                raise StoreDamagedError(f"{self._backend.location}/{key} is missing") from error
+            # A prune has moved what it held since the index was loaded.
+            self._index.reload()
+            numbers = [one.number for one in run]
+            self._read([one.id for one in run], kind, lambda at, data: take(numbers[at], data), tries - 1)
+            return
         for one in run:
             at = one.at.offset - start
             stored = room[at : min(at + HEADER_LENGTH + one.at.length, got)]

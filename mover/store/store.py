@@ -7,15 +7,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import unquote, urlsplit
 
-from mover.errors import FormatTooNewError, NotFoundError, StoreDamagedError, StoreMissingError, UsageError
+from mover.errors import NotFoundError, StoreDamagedError, StoreMissingError, UsageError
 from mover.store import config as configs
 from mover.store import point as points
 from mover.store.backend import Backend, ObjectMissingError
+from mover.store.condemned import refuse_damaged_condemnations
 from mover.store.config import Config
 from mover.store.directory import DirectoryBackend
 from mover.store.identity import Identity
 from mover.store.index import Index
-from mover.store.names import CONDEMNED, POINTS, STORE, PointName, parse_point
+from mover.store.lease import Lease
+from mover.store.names import POINTS, STORE, PointName, new_writer_id, parse_point
 from mover.store.pages import PageCache
 from mover.store.point import BadPointError, Point
 from mover.store.reader import DiskReader
@@ -26,8 +28,6 @@ from mover.store.writer import Writer
 
 # The shortest prefix of a point's id that is taken for one.
 _SHORTEST = 4
-# What stands under a writer's next commit number once a prune has given the writer up.
-FENCE = b"FENCE\n"
 
 
 class Store:
@@ -85,11 +85,14 @@ class Store:
     def writer(self) -> Writer:
         """Begin to write. One writer serves a whole run with all its threads; use it as a context manager."""
         self._backend.tidy()
-        # This order, condemned packs before the index, is what makes deleting safe.
-        if next(self._backend.list(CONDEMNED), None) is not None:
-            raise FormatTooNewError(f"{self.location} is being pruned in a way this program lacks", "use a newer mover")
-        self._index.reload()
-        return Writer(self._backend, self._identity, self.config, self._index, self._records, self._cache)
+        # The lease before everything that is looked at: either a prune sees it, or we see what the prune condemned.
+        lease = Lease(self._backend, new_writer_id())
+        try:
+            refuse_damaged_condemnations(self.location, self._index.reload().damaged)
+        except BaseException:
+            lease.release()
+            raise
+        return Writer(lease, self._backend, self._identity, self.config, self._index, self._records, self._cache)
 
     def points(self) -> list[Point]:
         """All restore points, oldest first. Raises `StoreDamagedError` naming the first one that cannot be read."""
@@ -176,7 +179,7 @@ class Store:
             data = self._backend.get(name.key, 0, points.MAX_LENGTH + 1)
         except ObjectMissingError:
             return None
-        return None if data == FENCE else points.decode(self._identity, name, data)
+        return None if data == points.FENCE else points.decode(self._identity, name, data)
 
 
 def open_backend(where: str | os.PathLike[str] | Backend, *, make: bool = False) -> Backend:

@@ -113,7 +113,7 @@ class Verification:
         """Mark `ids`; returns those that were not marked before. What is in no usable pack is lost."""
         fresh: list[bytes] = []
         found = np.zeros(len(ids), np.bool_)
-        for number, which, rows in self.view.find(ids):
+        for number, which, rows in self.view.find(segments.keys_of(b"".join(ids))):
             found[which] = True
             marks = self._marks[number]
             fresh += [ids[at] for at in which[~marks[rows]].tolist()]

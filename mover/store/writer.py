@@ -19,8 +19,9 @@ from mover.store.backend import Backend
 from mover.store.config import Config
 from mover.store.identity import Identity
 from mover.store.index import Index, split_ids
+from mover.store.lease import Lease
 from mover.store.merge import due, merge
-from mover.store.names import DATA, META, PointName, SegmentName, new_writer_id
+from mover.store.names import DATA, META, PointName, SegmentName
 from mover.store.pack_writer import PackWriter, Written
 from mover.store.pages import PageCache
 from mover.store.point import PointRecord
@@ -39,6 +40,7 @@ class Writer:
 
     def __init__(
         self,
+        lease: Lease,
         backend: Backend,
         identity: Identity,
         config: Config,
@@ -46,7 +48,8 @@ class Writer:
         stored: Records,
         pages: PageCache,
     ) -> None:
-        self.wid = new_writer_id()
+        self.wid = lease.wid
+        self._lease = lease
         self._backend = backend
         self._identity = identity
         self._config = config
@@ -73,14 +76,16 @@ class Writer:
                 self.flush()
             finally:
                 self._packs.stop()
+                self._lease.release()
         else:
             self.abort()
 
     def seal(self, view: memoryview) -> Sealed:
         """Store consecutive chunks, of which the last may be short, unless they are there. Thread-safe.
 
-        `view` is not used after the call. Raises `StoreFullError`, `StoreIoError`.
+        `view` is not used after the call. Raises `StoreFullError`, `StoreIoError`, `FencedError`.
         """
+        self._lease.renew_if_due()
         return self._sealer.seal(view)
 
     def put_blob(self, data: bytes) -> bytes:
@@ -143,6 +148,14 @@ class Writer:
         # What made us abort matters more, and packs without an index are harmless.
         with suppress(Exception):
             self._publish()
+        self._lease.release()
+
+    def renew(self) -> None:
+        """Say that this run lives; to be called every half a minute or so while nothing is sealed.
+
+        Raises `FencedError` if a prune has given it up, and what the store raises.
+        """
+        self._lease.renew()
 
     def _add_data(self, ids: Sequence[bytes], make: Make) -> tuple[list[bytes], int]:
         return self._add(DATA, ids, make)
@@ -185,6 +198,7 @@ class Writer:
         with self._publishing:
             self._unpublished.append(written)
             waiting = sum(len(one.entries) for one in self._unpublished) // pack.ENTRY_LENGTH
+        self._lease.renew_if_due()
         if waiting >= _PUBLISH_RECORDS:
             self._publish()
 

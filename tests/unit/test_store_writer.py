@@ -12,7 +12,7 @@ import pytest
 from mover.errors import FencedError, NotFoundError, UsageError
 from mover.store import PointRecord, Store
 from mover.store.names import PointName
-from mover.store.store import FENCE
+from mover.store.point import FENCE
 from tests.format_reader import Reader
 from tests.store_fixtures import CHUNK, back_up, noise, point_of, read_disk, restore, small_packs, text, write_disk
 
