@@ -169,3 +169,15 @@ def test_printable():
     assert printable("wéb-1 日本") == "wéb-1 日本"
     assert printable("a\tb\x1b\u202e\ud800") == r"a\tb\x1b\u202e\ud800"
     assert printable_lines("one\ntwo\x07") == "one\n  two\\x07"
+
+
+def test_a_second_run_begins_from_nothing():
+    again = summed([*STORY, RunStarted(run="r2", job="other", schedule=None, action="backup", vms=[])]).value
+    assert (again.run, again.job, again.vms, again.warnings, again.read, again.finished) == (
+        "r2",
+        "other",
+        {},
+        [],
+        0,
+        0.0,
+    )
