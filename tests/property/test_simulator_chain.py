@@ -1,5 +1,6 @@
 """The simulator's disks and CBT logs against plain bytes and sets of granules."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -33,9 +34,11 @@ class Chains(RuleBasedStateMachine):
         self.written: list[set[int]] = []  # granules written before each of them, and at last since the newest
         self.since: set[int] = set()
         self.made = 0
+        self.killed: list[Disks] = []
 
     def teardown(self) -> None:
-        self.disks.close()
+        for disks in [*self.killed, self.disks]:
+            disks.close()
         self._folder.cleanup()
 
     @rule(offset=st.integers(0, SIZE - 1), length=st.integers(1, 3 * GRANULE), fill=st.integers(0, 3))
@@ -67,36 +70,72 @@ class Chains(RuleBasedStateMachine):
     def delete(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(self.order))
         at = self.order.index(name)
-        del self.content[name], self.order[at]
+        del self.order[at]
         gone = self.written.pop(at)
         if at < len(self.written):
             self.written[at] |= gone
         else:
             self.since |= gone
-        self.disks.delete(name)
+        self.delete_under_a_reader(name)
 
-    @rule(granules=st.integers(0, 2))
-    def grow(self, granules: int) -> None:
-        size = len(self.content[LIVE]) + granules * GRANULE
+    @precondition(lambda self: self.clones())
+    @rule(data=st.data())
+    def delete_clone(self, data: st.DataObject) -> None:
+        self.delete_under_a_reader(data.draw(st.sampled_from(self.clones())))
+
+    def clones(self) -> list[str]:
+        return sorted(self.content.keys() - {LIVE} - set(self.order))
+
+    def delete_under_a_reader(self, name: str) -> None:
+        """Whoever has begun to read goes on to see the disk as it was, whatever happens to the others."""
+        content = self.content.pop(name, None)
+        if content is None:
+            self.disks.delete(name)
+            return
+        with self.disks.pinned():
+            runs = list(self.disks.runs(name, 0, len(content)))
+            self.disks.delete(name)
+            self.snapshot()
+            parts = [
+                bytes(run.length) if run.fd is None else os.pread(run.fd, run.length, run.file_offset) for run in runs
+            ]
+        assert b"".join(parts) == content
+
+    @precondition(lambda self: self.order)
+    @rule(data=st.data())
+    def destroy_data(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self.order))
+        self.disks.data_destroy(name)
+        self.content.pop(name, None)
+
+    @rule(more=st.sampled_from([0, 1, GRANULE - 1, GRANULE, 2 * GRANULE + 7]))
+    def grow(self, more: int) -> None:
+        size = len(self.content[LIVE]) + more
         self.disks.resize(LIVE, size)
         self.content[LIVE] = self.content[LIVE].ljust(size, b"\0")
 
-    @precondition(lambda self: self.order)
     @rule(data=st.data(), fill=st.integers(1, 9))
     def clone(self, data: st.DataObject, fill: int) -> None:
-        source = data.draw(st.sampled_from(self.order))
+        source = data.draw(st.sampled_from(sorted(self.content)))
         self.made += 1
         name = f"clone-{self.made}"
-        self.disks.clone(source, name)
+        try:
+            self.disks.clone(source, name)
+        except StorageError as error:
+            assert error.code == 109
+            return
         self.disks.write(name, 100, bytes([fill]) * 200)
         content = bytearray(self.content[source])
         content[100:300] = bytes([fill]) * 200
         self.content[name] = bytes(content)
         assert not self.disks.cbt_enabled(name)
 
-    @rule()
-    def restart(self) -> None:
-        self.disks.close()
+    @rule(killed=st.booleans())
+    def restart(self, killed: bool) -> None:
+        if killed:
+            self.killed.append(self.disks)
+        else:
+            self.disks.close()
         self.disks = Disks(Path(self._folder.name))
 
     @invariant()
