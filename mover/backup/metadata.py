@@ -74,7 +74,7 @@ async def collect(pool: Pool, transfers: Transfers, vm: str, snapshot: str) -> V
         pifs=pifs,
         srs=srs,
         vtpms=vtpms,
-        vtpm_contents={ref: await pool.call("VTPM.get_contents", ref) for ref in vtpms},
+        vtpm_contents=await _vtpm_contents(pool, vtpms),
         guest_metrics=await _guest_metrics(pool, vm_record),
         software_version=await pool.call("host.get_software_version", host),
         ova_xml=await _ova_xml(transfers, snapshot),
@@ -91,6 +91,18 @@ async def _records(pool: Pool, kind: str, refs: list[str]) -> dict[str, Record]:
             if error.code != "HANDLE_INVALID":
                 raise
     return found
+
+
+async def _vtpm_contents(pool: Pool, vtpms: dict[str, Record]) -> dict[str, str]:
+    """What can be read of it: only the pool's own root user may (xen-api ocaml/idl/datamodel_vtpm.ml)."""
+    contents: dict[str, str] = {}
+    for ref in vtpms:
+        try:
+            contents[ref] = await pool.call("VTPM.get_contents", ref)
+        except XapiError as error:
+            if error.code != "RBAC_PERMISSION_DENIED":
+                raise
+    return contents
 
 
 async def _guest_metrics(pool: Pool, vm: Record) -> Record | None:

@@ -101,6 +101,8 @@ async def _copy(
     about = await metadata.collect(session.pool, session.transfers, vm.ref, taken.ref)
     if about.ova_xml is None:
         session.emit(Note(level="info", vm=vm.uuid, message="the pool gave no ova.xml; its records were saved"))
+    if about.vtpms.keys() - about.vtpm_contents.keys():
+        _warn(session, vm, "the TPM's contents are for the pool's root user only and are not in this backup")
     blob = await session.in_thread(lambda: session.writer.put_blob(metadata.encode(about)))
     disks: list[LiveDisk] = []
     for disk in vm.disks:

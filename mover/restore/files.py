@@ -33,8 +33,7 @@ async def restore_to_files(
     """
     chosen = choose_disks(point, disks)
     directory.mkdir(parents=True, exist_ok=True)
-    metadata = directory / f"{_file_name(point.record.vm_name)}.json"
-    metadata.write_bytes(encode(decode(store.get_blob(point.record.metadata))))
+    _write_metadata(store, point, directory / f"{_file_name(point.record.vm_name)}.json")
     arena = Arena(_SLOTS)
     files: list[Path] = []
     with ThreadPoolExecutor(os.cpu_count() or 2, "restore") as executor:
@@ -43,6 +42,16 @@ async def restore_to_files(
             await _write_raw(store, point, disk, path, arena, executor, emit)
             files.append(path)
     return files
+
+
+def _write_metadata(store: Store, point: Point, path: Path) -> None:
+    """The records of the VM. Firmware variables and TPM contents are in them: nobody else may read the file."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(encode(decode(store.get_blob(point.record.metadata))))
+    except OSError as error:
+        raise PoolError(f"cannot write {path}: {error.strerror}") from error
 
 
 def choose_disks(point: Point, wanted: Sequence[str]) -> list[PointDisk]:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from mover.job import parse_job
+from mover.restore.files import restore_to_files
 from mover.simulator import XCP_NG_8_2, XENSERVER_7_1, XENSERVER_7_6, Options, Release
+from mover.simulator.faults import CallFault
 from protocol.errors import XapiError
 from tests.pool_fixtures import GRANULE, MiB, fill_some, site
 
@@ -243,8 +245,6 @@ async def test_one_vms_failure_does_not_stop_the_others(tmp_path: Path):
     async with site(tmp_path) as here:
         for name in ("a", "b", "c"):
             fill_some(here, here.simulator.vdis_of(here.simulator.make_vm(name, [6 * MiB])))
-        from mover.simulator.faults import CallFault
-
         here.simulator.faults.arm(CallFault("VM.snapshot", "SR_BACKEND_FAILURE_44", ("", "no space", "")))
         result = await here.run()
         assert sorted(vm.outcome for vm in result.vms) == ["done", "done", "failed"]
@@ -381,3 +381,23 @@ async def test_older_pools_work_as_far_as_they_can(tmp_path: Path, release: Rele
         assert [plan.mode for plan in here.planned()] == ["incremental" if release.cbt else "full"]
         assert len(here.snapshots()) == (1 if release.cbt else 0)
         assert await here.restored(here.store.points()[-1]) == [here.content(vdis[0])]
+
+
+async def test_a_tpm_that_may_not_be_read_is_said_and_the_rest_is_backed_up(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [2 * MiB])
+        here.simulator.pool.database.create("VTPM", {"VM": vm, "is_unique": False})
+        here.simulator.faults.arm(CallFault("VTPM.get_contents", "RBAC_PERMISSION_DENIED", ("vtpm.get_contents", "no")))
+        assert (await here.run()).exit_code == 0
+        assert any("TPM" in note for note in here.notes())
+
+
+async def test_restored_metadata_is_for_its_owner_only(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("../../web", [MiB])
+        await here.run()
+        folder = tmp_path / "out"
+        files = await restore_to_files(here.store, here.store.point("latest"), folder, emit=here.events.append)
+        assert {path.parent for path in folder.iterdir()} == {folder}
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+        assert [path.stat().st_size for path in files] == [MiB]
