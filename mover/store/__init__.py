@@ -4,6 +4,7 @@ The format is described byte by byte in docs/FORMAT.md.
 """
 
 from mover.store.point import Point, PointDisk, PointRecord
+from mover.store.prune import Patience, PruneReport
 from mover.store.reader import DiskReader
 from mover.store.seal import Sealed
 from mover.store.store import Store
@@ -11,4 +12,16 @@ from mover.store.tree import Tree
 from mover.store.verify import Damage
 from mover.store.writer import Writer
 
-__all__ = ["Damage", "DiskReader", "Point", "PointDisk", "PointRecord", "Sealed", "Store", "Tree", "Writer"]
+__all__ = [
+    "Damage",
+    "DiskReader",
+    "Patience",
+    "Point",
+    "PointDisk",
+    "PointRecord",
+    "PruneReport",
+    "Sealed",
+    "Store",
+    "Tree",
+    "Writer",
+]

@@ -61,8 +61,8 @@ class Backend(Protocol):
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Key and size of every object whose key starts with `prefix` (ends with `/` or is empty), in no set order."""
 
-    def delete(self, key: str) -> None:
-        """Remove an object; removing one that is not there is no error."""
+    def delete(self, key: str, *, durable: bool = False) -> None:
+        """Remove an object; removing one that is not there is no error. If `durable`, it does not come back."""
 
     def tidy(self) -> None:
         """Remove what uploads of dead processes left behind."""

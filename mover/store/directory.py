@@ -136,13 +136,15 @@ class DirectoryBackend:
             with suppress(FileNotFoundError):
                 yield prefix + entry.name, entry.stat().st_size
 
-    def delete(self, key: str) -> None:
-        """Unlink the file. Its absence becomes durable with the next fsync of its directory, which no one waits for."""
+    def delete(self, key: str, *, durable: bool = False) -> None:
+        """Unlink the file. Without `durable`, a power cut may bring it back."""
         with self._writing(key):
             path = self._path(key)
             self._descriptors.forget(path)
             with suppress(FileNotFoundError):
                 self._ops.unlink(path)
+                if durable:
+                    self._ops.sync_dir(os.path.dirname(path))
 
     def tidy(self) -> None:
         """Remove uploads whose process has died: theirs are the files in `tmp/` that nobody holds locked."""

@@ -72,6 +72,7 @@ class PackWriter:
         wid: bytes,
         target: int,
         closed: Callable[[Written], None],
+        first_seq: int = 0,
     ) -> None:
         self._backend = backend
         self._identity = identity
@@ -79,7 +80,7 @@ class PackWriter:
         self._target = target
         self._closed = closed
         self._open: dict[int, _Open] = {}
-        self._next_seq = {DATA: 0, META: 0}
+        self._next_seq = {DATA: first_seq, META: first_seq}
         self._ids: set[bytes] = set()
         self._lock = Condition()
         self._background = ThreadPoolExecutor(1, "mover-pack")
@@ -91,6 +92,11 @@ class PackWriter:
     def ids(self) -> set[bytes]:
         """The ids of records that are written but not in the index yet. Look, from any thread; do not change."""
         return self._ids
+
+    @property
+    def begun(self) -> int:
+        """The first number that no pack of any kind has."""
+        return max(self._next_seq.values())
 
     def append(
         self, kind: int, records: Sequence[Record], still_unknown: Callable[[Sequence[Record]], Sequence[Record]]

@@ -90,8 +90,13 @@ def payload(stored: memoryview, id: bytes, meta: int) -> memoryview:
 
 def check_sum(stored: memoryview) -> bool:
     """Whether the payload is what its checksum says, as far as 64 bits of XXH3 can tell."""
+    return xxh3_64_intdigest(stored[HEADER_LENGTH:]) == stored_check(stored)
+
+
+def stored_check(stored: memoryview) -> int:
+    """The checksum that a record's header has for its payload."""
     check: int = _HEADER.unpack_from(stored)[5]
-    return xxh3_64_intdigest(stored[HEADER_LENGTH:]) == check
+    return check
 
 
 def expand(data: memoryview, meta: int, decompressor: zstandard.ZstdDecompressor) -> bytes | memoryview:

@@ -14,7 +14,7 @@ from mover.store.names import PackName
 from mover.store.pack import BadPackError
 from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_RAW, PAGE, BadRecordError
 
-_RUN = 4 << 20
+READ_AT_ONCE = 4 << 20
 _GAP = 64 << 10
 
 
@@ -99,8 +99,8 @@ class Scrub:
             BLOB: self.identity.blob_id,
         }
         report.checked = len(entries)
-        buffer = memoryview(bytearray(_RUN + MAX_RAW + HEADER_LENGTH))
-        for run in _runs(entries):
+        buffer = memoryview(bytearray(READ_AT_ONCE + MAX_RAW + HEADER_LENGTH))
+        for run in runs(entries):
             start = run[0].offset
             end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_RAW) for entry in run)
             try:
@@ -124,12 +124,12 @@ class Scrub:
                     report.bad[entry.id] = f"at byte {entry.offset}: {error}"
 
 
-def _runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+def runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     """Neighbours that are read together."""
     run: list[Entry] = []
     end = 0
     for entry in sorted(entries):
-        if run and (entry.offset - end > _GAP or entry.offset - run[0].offset > _RUN):
+        if run and (entry.offset - end > _GAP or entry.offset - run[0].offset > READ_AT_ONCE):
             yield run
             run = []
         run.append(entry)

@@ -20,9 +20,11 @@ from mover.store.lease import Lease
 from mover.store.names import POINTS, STORE, PointName, new_writer_id, parse_point
 from mover.store.pages import PageCache
 from mover.store.point import BadPointError, Point
+from mover.store.prune import Patience, Progress, Prune, PruneReport
 from mover.store.reader import DiskReader
 from mover.store.record import BLOB
 from mover.store.records import Records
+from mover.store.roots import forget
 from mover.store.verify import Damage, Verification
 from mover.store.writer import Writer
 
@@ -168,6 +170,40 @@ class Store:
             self._backend, self._identity, self._index.reload(), self._cache, self.chunk_size, deep, progress
         )
         yield from verification.run(found if only is None else list(only), found, everything=only is None)
+
+    def forget(self, wanted: Sequence[Point]) -> list[Point]:
+        """Give up restore points; returns those that are gone now. `prune` gives their space back.
+
+        Left alone are the newest point of a VM that would have none, and points of runs that are still writing.
+        """
+        return forget(self._backend, self.readable_points()[0], wanted)
+
+    def prune(
+        self,
+        *,
+        dry_run: bool = False,
+        min_live: float = 0.7,
+        patience: Patience | None = None,
+        progress: Progress | None = None,
+    ) -> PruneReport:
+        """Delete what no restore point needs. Backups and other prunes may run meanwhile.
+
+        Packs of which less than `min_live` is needed are copied and deleted too. It waits for backups that are running,
+        and shuts out those that have been silent for too long. `progress` may raise to stop it; what an interrupted
+        prune has left, the next one finishes. Raises `StoreDamagedError`, and deletes nothing, if points or index are
+        damaged, and what the store raises.
+        """
+        prune = Prune(
+            self._backend,
+            self._identity,
+            self.config,
+            self._index,
+            self._cache,
+            min_live,
+            patience or Patience(),
+            progress or (lambda *_: None),
+        )
+        return prune.run(dry_run=dry_run)
 
     def close(self) -> None:
         """Let go of open files."""

@@ -14,11 +14,12 @@ from mover.errors import StoreDamagedError
 from mover.store import segment as segments
 from mover.store.backend import Backend
 from mover.store.identity import ZERO_ID, Identity
-from mover.store.index import IndexView, Loaded, split_ids
+from mover.store.index import IndexView, split_ids
 from mover.store.names import PACKS, PackName, parse_pack
 from mover.store.page import root_level
 from mover.store.pages import PageCache, count_chunks
 from mover.store.point import Point
+from mover.store.reach import by_pack, entries_of
 from mover.store.scrub import Entry, PackReport, Scrub
 
 # Of damage of one kind, this many pieces are told apart; who has more does not read on.
@@ -164,31 +165,19 @@ class Verification:
         for loaded in self.view.segments:
             for number, pack in enumerate(loaded.segment.packs):
                 if pack.name == name:
-                    found += _entries(loaded, np.flatnonzero(loaded.segment.rows["pack"] == number))
+                    found += entries_of(loaded, np.flatnonzero(loaded.segment.rows["pack"] == number))
         return found
 
     def _marked(self) -> Iterator[tuple[PackName, list[Entry]]]:
         for loaded, marks in zip(self.view.segments, self._marks, strict=True):
             rows = np.flatnonzero(marks)
-            packs = loaded.segment.rows["pack"][rows]
-            order = np.argsort(packs, kind="stable")
-            edges = np.flatnonzero(np.diff(packs[order])) + 1
-            for group in np.split(order, edges):
-                if len(group):
-                    name = loaded.segment.packs[int(packs[group[0]])].name
-                    yield name, _entries(loaded, rows[group])
+            yield from by_pack(loaded, rows)
 
     def _marked_bytes(self) -> int:
         return sum(
             int(loaded.segment.rows["length"][marks].sum(dtype=np.int64))
             for loaded, marks in zip(self.view.segments, self._marks, strict=True)
         )
-
-
-def _entries(loaded: Loaded, rows: segments.I64) -> list[Entry]:
-    ids = split_ids(loaded.segment.ids(rows).tobytes())
-    columns = loaded.segment.rows[["offset", "length", "meta"]][rows].tolist()
-    return [Entry(offset, length, meta, id) for id, (offset, length, meta) in zip(ids, columns, strict=True)]
 
 
 class _Suffering:

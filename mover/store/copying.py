@@ -1,0 +1,94 @@
+"""Copying records into new packs, so that the ones they are in can be deleted. Nothing is copied unchecked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from threading import Lock
+
+from mover.errors import StoreDamagedError
+from mover.store import record as records
+from mover.store import segment as segments
+from mover.store.backend import Backend
+from mover.store.identity import Identity
+from mover.store.names import PackName, SegmentName
+from mover.store.pack_writer import PackWriter, Written
+from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_RAW, PAGE, BadRecordError, Record
+from mover.store.scrub import READ_AT_ONCE, Entry, runs
+from mover.store.segment import PackEntry
+from mover.store.writer import columns
+
+
+class Copier:
+    """Copies records under the name of the prune `wid`, and lists them in index segment `number`."""
+
+    def __init__(self, backend: Backend, identity: Identity, wid: bytes, target: int, first_seq: int) -> None:
+        self.copied = 0
+        self.bytes = 0
+        self.damaged: dict[PackName, str] = {}
+        self._backend = backend
+        self._identity = identity
+        self._wid = wid
+        self._written: list[Written] = []
+        self._lock = Lock()
+        self._packs = PackWriter(backend, identity, wid, target, self._pack_written, first_seq)
+        self._decompressor = records.decompressor()
+        self._identify = {CHUNK: identity.chunk_id, PAGE: identity.page_id, BLOB: identity.blob_id}
+
+    def copy(self, moving: Iterable[tuple[PackName, Sequence[Entry]]]) -> None:
+        """Copy these records. A pack with a record that is not what its id says gets into `damaged`.
+
+        Raises `ObjectMissingError` if a pack is gone: another prune has moved what it held.
+        """
+        buffer = memoryview(bytearray(READ_AT_ONCE + MAX_RAW + HEADER_LENGTH))
+        for name, entries in moving:
+            for run in runs(entries):
+                start = run[0].offset
+                end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_RAW) for entry in run)
+                got = self._backend.read_into(name.key, start, buffer[: end - start])
+                self._append(name, run, buffer[:got])
+
+    def publish(self, number: int) -> None:
+        """Make all that was copied durable, and list it."""
+        self._packs.flush()
+        if not self._written:
+            return
+        keys, rows = columns([one.entries for one in self._written])
+        packs = [PackEntry(one.name, one.size) for one in self._written]
+        name = SegmentName(0, self._wid, number)
+        if not self._backend.put(name.key, b"".join(segments.encode(self._identity, keys, rows, packs))):
+            raise StoreDamagedError(f"{name.key} exists already")
+
+    def close(self) -> None:
+        """End the background thread."""
+        self._packs.stop()
+
+    @property
+    def packs(self) -> int:
+        """How many packs were begun, of any kind: the first number that is free."""
+        return self._packs.begun
+
+    def _append(self, name: PackName, run: Sequence[Entry], stored: memoryview) -> None:
+        fresh: list[Record] = []
+        start = run[0].offset
+        for entry in run:
+            at = entry.offset - start
+            try:
+                fresh.append(self._check(entry, stored[at : at + HEADER_LENGTH + entry.length]))
+            except BadRecordError as error:
+                self.damaged[name] = f"at byte {entry.offset}: {error}"
+        written, length = self._packs.append(name.kind, fresh, lambda unknown: unknown)
+        self.copied += len(written)
+        self.bytes += length
+
+    def _check(self, entry: Entry, stored: memoryview) -> Record:
+        payload = records.payload(stored, entry.id, entry.meta)
+        kind = entry.meta >> 24 & 15
+        if kind not in self._identify or not records.check_sum(stored):
+            raise BadRecordError("its checksum does not match")
+        if self._identify[kind](records.expand(payload, entry.meta, self._decompressor)) != entry.id:
+            raise BadRecordError("its content is not what its id says")
+        return Record(entry.id, entry.meta, bytes(payload), records.stored_check(stored))
+
+    def _pack_written(self, written: Written) -> None:
+        with self._lock:
+            self._written.append(written)

@@ -1,0 +1,311 @@
+"""Giving back the space of what no restore point needs, while backups run.
+
+A prune first condemns packs, in an object that everybody looks at before the index. Then it waits for the writers that
+may not have seen it, and shuts out those that are silent. Only then does it look at all points again, copies what they
+need out of the condemned packs, and deletes these. A writer takes its lease before it looks for condemned packs, a
+prune condemns before it looks for leases: one of them sees the other. Clocks only decide when to give a writer up, and
+that costs the writer a retry, never data.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+
+from mover.errors import StoreDamagedError
+from mover.store import pack
+from mover.store import segment as segments
+from mover.store.backend import Backend, ObjectMissingError
+from mover.store.condemned import encode_condemned, read_condemned, refuse_damaged_condemnations
+from mover.store.config import Config
+from mover.store.copying import Copier
+from mover.store.identity import Identity
+from mover.store.index import Index, IndexView
+from mover.store.lease import read_leases, remove_lease
+from mover.store.merge import rewrite
+from mover.store.names import (
+    LEASES,
+    PACKS,
+    PackName,
+    PointName,
+    SegmentName,
+    condemned_key,
+    new_writer_id,
+    parse_lease,
+    parse_pack,
+)
+from mover.store.pages import PageCache
+from mover.store.point import FENCE, Point
+from mover.store.reach import Reach
+from mover.store.roots import list_forgotten, read_roots
+
+# Another prune may move records while this one copies them; each time it has made progress.
+_TRIES = 5
+_PACK_FRAME = pack.HEADER_LENGTH + pack.TRAILER_LENGTH
+
+# Told what is being done, how much of it is done, and of how much.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """A writer that has not renewed its lease for `silence` seconds is shut out; looked at every `poll` seconds."""
+
+    silence: float = 900.0
+    poll: float = 1.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a prune did, or without doing it would do. `freed` and `copied` are bytes, `damaged` packs left alone."""
+
+    points: int
+    records: int
+    packs: int
+    deleted: int
+    repacked: int
+    freed: int
+    copied: int
+    fenced: int
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass
+class _Plan:
+    """Packs to be deleted and their sizes, and how many bytes in them are needed."""
+
+    points: int
+    records: int
+    packs: int
+    doomed: dict[PackName, int] = field(default_factory=dict)
+    live: dict[PackName, int] = field(default_factory=dict)
+
+
+class Prune:
+    """One prune. It is itself a writer of packs and segments, under the id that its condemnation has."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        identity: Identity,
+        config: Config,
+        index: Index,
+        cache: PageCache,
+        min_live: float,
+        patience: Patience,
+        progress: Progress,
+    ) -> None:
+        self.wid = new_writer_id()
+        self._backend = backend
+        self._identity = identity
+        self._config = config
+        self._index = index
+        self._cache = cache
+        self._min_live = min_live
+        self._patience = patience
+        self._progress = progress
+        self._forgotten: frozenset[str] = frozenset()
+        self._segments = count()
+        self._intact: set[SegmentName] = set()
+        self._fenced = 0
+        self._copied = 0
+        self._damaged: dict[PackName, str] = {}
+
+    def run(self, *, dry_run: bool) -> PruneReport:
+        """Do it all; see `Store.prune`."""
+        # What is in the trash now is given up; what gets there later may be the base of a backup that nobody waits for.
+        self._forgotten = list_forgotten(self._backend)
+        plan = self._choose()
+        if dry_run:
+            return self._report(plan, dry_run=dry_run)
+        if plan.doomed:
+            self._condemn(plan)
+            try:
+                self._wait_for_writers()
+                self._rescue(plan)
+            except BaseException:
+                # Nothing of ours is deleted, nor will be.
+                with suppress(Exception):
+                    self._backend.delete(condemned_key(self.wid))
+                raise
+        elif self._forgotten:
+            self._wait_for_writers()
+        self._delete(plan)
+        return self._report(plan, dry_run=dry_run)
+
+    def _choose(self) -> _Plan:
+        """Find the packs that nobody needs, or of which so little is needed that copying that is worth it."""
+        # Packs before leases before the index: whoever wrote a pack and holds no lease has listed it, or never will.
+        sizes = self._packs()
+        leases = read_leases(self._backend)
+        condemned, _ = read_condemned(self._backend, self._identity)
+        reach = self._reach()
+        live = reach.live_bytes()
+        busy = leases.keys() | condemned.keys()
+        interrupted = frozenset(name for packs in condemned.values() for name in packs)
+        plan = _Plan(reach.points, reach.records, len(sizes), live=live)
+        for name, size in sizes.items():
+            wasteful = live.get(name, 0) + _PACK_FRAME < self._min_live * size or not live.get(name)
+            if name in interrupted or (wasteful and name.wid not in busy):
+                plan.doomed[name] = size
+        return plan
+
+    def _condemn(self, plan: _Plan) -> None:
+        """From now on nobody who begins to write counts on these packs."""
+        self._backend.put(condemned_key(self.wid), encode_condemned(self._identity, plan.doomed))
+
+    def _wait_for_writers(self) -> None:
+        """Until all who write now, and may not know what is condemned, have finished or are shut out."""
+        clock = self._patience.clock
+        waiting = dict(read_leases(self._backend))
+        since = dict.fromkeys(waiting, clock())
+        total = len(waiting)
+        while waiting:
+            for wid, renewals in list(waiting.items()):
+                if clock() - since[wid] > self._patience.silence:
+                    self._fence(wid)
+                    remove_lease(self._backend, wid, renewals)
+            now = read_leases(self._backend)
+            for wid in [wid for wid in waiting if wid not in now]:
+                del waiting[wid]
+            for wid, renewals in waiting.items():
+                if now[wid] != renewals:
+                    waiting[wid], since[wid] = now[wid], clock()
+            self._progress("waiting for backups that are running", total - len(waiting), total)
+            if waiting:
+                self._patience.sleep(self._patience.poll)
+
+    def _fence(self, wid: bytes) -> None:
+        """Take the number of this writer's next commit: exactly one of the two gets it."""
+        number = 0
+        while not self._backend.put(PointName(wid, number).key, FENCE):
+            with suppress(ObjectMissingError):
+                if self._backend.get(PointName(wid, number).key, 0, len(FENCE) + 1) == FENCE:
+                    return
+            number += 1
+        self._fenced += 1
+
+    def _rescue(self, plan: _Plan) -> None:
+        """Copy what is needed out of the condemned packs, our own and others', until nothing is needed there."""
+        first_seq = 0
+        for _ in range(_TRIES):
+            reach = self._reach()
+            copier = Copier(self._backend, self._identity, self.wid, self._config.pack_target, first_seq)
+            try:
+                moving = reach.needed_in(reach.view.condemned | plan.doomed.keys())
+                copier.copy(moving)
+                copier.publish(next(self._segments))
+            except ObjectMissingError:
+                first_seq = copier.packs
+                continue
+            finally:
+                copier.close()
+                self._copied += copier.bytes
+            for name, reason in copier.damaged.items():
+                self._damaged[name] = reason
+                plan.doomed.pop(name, None)
+            return
+        raise StoreDamagedError(f"other prunes of {self._backend.location} get in the way", "prune again later")
+
+    def _delete(self, plan: _Plan) -> None:
+        """Take packs off the index, delete them, and only then say that they are condemned no longer."""
+        self._drop_from_index(plan.doomed)
+        for done, name in enumerate(plan.doomed):
+            self._progress("deleting packs", done, len(plan.doomed))
+            self._backend.delete(name.key)
+        # A writer may have merged what it knew of before into a new segment.
+        self._drop_from_index(plan.doomed)
+        for key in self._forgotten:
+            self._backend.delete(key)
+        self._backend.delete(condemned_key(self.wid))
+        self._clear_up()
+
+    def _drop_from_index(self, doomed: Mapping[PackName, int]) -> None:
+        for _ in range(_TRIES):
+            view = self._index.reload()
+            present = self._packs()
+
+            def gone(name: PackName, present: Mapping[PackName, int] = present) -> bool:
+                return name in doomed or name not in present
+
+            stale = [loaded for loaded in view.segments if any(gone(entry.name) for entry in loaded.segment.packs)]
+            if not stale:
+                return
+            rewrite(self._backend, self._identity, stale, gone, self.wid, next(self._segments))
+            for loaded in stale:
+                self._backend.delete(loaded.name.key)
+
+    def _clear_up(self) -> None:
+        """Remove the condemnations of prunes whose packs are all gone, and renewals of leases that are gone."""
+        condemned, _ = read_condemned(self._backend, self._identity)
+        present = self._packs()
+        for prune, packs in condemned.items():
+            if packs.isdisjoint(present):
+                self._backend.delete(condemned_key(prune))
+        renewals = [parse_lease(key) for key, _ in self._backend.list(LEASES)]
+        holders = read_leases(self._backend)
+        for name in renewals:
+            if name is not None and name[0] not in holders and name[1] is not None:
+                remove_lease(self._backend, name[0], [name[1]])
+
+    def _packs(self) -> dict[PackName, int]:
+        names = ((parse_pack(key), size) for key, size in self._backend.list(PACKS))
+        return {name: size for name, size in names if name is not None}
+
+    def _reach(self) -> Reach:
+        """What all points need, by the index as it is now. Raises `StoreDamagedError` if that is not all there."""
+        lost: list[bytes] = []
+        for _ in range(_TRIES):
+            # Points before the index: what a point needs is listed before it exists.
+            roots = self._roots()
+            view = self._index.reload()
+            self._refuse_damage(view)
+            reach = Reach(view, self._cache, self._config.chunk_size)
+            for done, point in enumerate(roots):
+                self._progress("looking at restore points", done, len(roots))
+                reach.mark(point)
+            lost = reach.lost
+            if not lost:
+                return reach
+            # Another prune may have moved them while the index was opened.
+        raise StoreDamagedError(
+            f"{self._backend.location} lacks {len(lost)} records that restore points need, the first "
+            f"{lost[0].hex()}; nothing is deleted",
+            "`mover verify` names the points; remove them, or bring the missing objects back from a copy",
+        )
+
+    def _roots(self) -> Sequence[Point]:
+        return read_roots(self._backend, self._identity, self._forgotten)
+
+    def _refuse_damage(self, view: IndexView) -> None:
+        """What the index says is what things are deleted by: it has to be right."""
+        refuse_damaged_condemnations(self._backend.location, view.damaged)
+        damaged = [key for key, _ in view.damaged]
+        for loaded in view.segments:
+            if loaded.name not in self._intact and not segments.columns_intact(self._identity, loaded.data):
+                damaged.append(loaded.name.key)
+            self._intact.add(loaded.name)
+        if damaged:
+            raise StoreDamagedError(
+                f"{self._backend.location}/{damaged[0]} is damaged; nothing is deleted",
+                "`mover repair` makes the index anew from the packs",
+            )
+
+    def _report(self, plan: _Plan, *, dry_run: bool) -> PruneReport:
+        repacked = [name for name in plan.doomed if plan.live.get(name)]
+        return PruneReport(
+            points=plan.points,
+            records=plan.records,
+            packs=plan.packs,
+            deleted=len(plan.doomed),
+            repacked=len(repacked),
+            freed=sum(plan.doomed.values()),
+            copied=sum(plan.live[name] for name in repacked) if dry_run else self._copied,
+            fenced=self._fenced,
+            damaged=tuple(f"{name.key}: {reason}" for name, reason in sorted(self._damaged.items())),
+        )
