@@ -54,13 +54,8 @@ class Dispatcher:
         return [entry.signature for entry in self._bound.values()]
 
     def list_methods(self) -> list[str]:
-        """What system.listMethods says: every call under both its names, and its asynchronous form."""
-        names = []
-        for name, entry in self._bound.items():
-            if not entry.signature.hidden:
-                names += [name, name.replace(".", "_", 1)]
-                names += [_ASYNC + name] if entry.signature.asynchronous else []
-        return sorted(names)
+        """What system.listMethods says: every call by its plain name, those included that are only a name."""
+        return sorted(name for name, entry in self._bound.items() if not entry.signature.hidden)
 
     async def call(self, caller: Caller, name: str, params: Sequence[Value]) -> Value:
         """Carry out a call. Raises Failure, whatever happens."""
@@ -86,12 +81,18 @@ class Dispatcher:
         if caller.master_address is not None:
             self._refuse_at_member(caller.master_address, plain, params)
         if entry is None:
-            raise Failure("MESSAGE_METHOD_UNKNOWN", name)
+            # It might be an extension of a host; only who has a session is told that there is none.
+            if params:
+                self._check_session(params[0])
+            raise Failure("MESSAGE_METHOD_UNKNOWN", plain)
         signature = entry.signature
+        session, values = _check_arguments(signature, params)
+        if signature.session:
+            self._check_session(session)
+        if signature.removed:
+            raise Failure("MESSAGE_REMOVED")
         if asynchronous and not (signature.asynchronous and signature.session):
             raise Failure("Fault", f"No async mode for this operation (rpc: {plain})")
-        session, arguments = self._split(signature, params)
-        values = _check_arguments(signature, arguments)
         failure = self._fault(signature.name)
         context = Context(session, caller.host, signature.name)
         if not asynchronous:
@@ -111,14 +112,10 @@ class Dispatcher:
             raise Failure("HOST_IS_SLAVE", master)
         raise Failure("SESSION_INVALID", session)
 
-    def _split(self, signature: Signature, params: Sequence[Value]) -> tuple[str, Sequence[Value]]:
-        if not signature.session:
-            return "", params
-        session = params[0] if params else ""
+    def _check_session(self, session: Value) -> None:
         if not isinstance(session, str):
             raise Failure("FIELD_TYPE_ERROR", "session_id")
         self._sessions.check(session)
-        return session, params[1:]
 
     async def _run_task(self, entry: Bound, context: Context, values: list[Value], failure: Failure | None) -> None:
         task = context.task or ""
@@ -142,14 +139,21 @@ def _result(value: Value) -> Value:
     return "" if value is None else value
 
 
-def _check_arguments(signature: Signature, arguments: Sequence[Value]) -> list[Value]:
+def _check_arguments(signature: Signature, params: Sequence[Value]) -> tuple[str, list[Value]]:
+    """The session and the checked arguments. What is beyond the last parameter is dropped if that has a default.
+
+    The numbers in the error leave the session out, and count only what has no default (gen_server.ml).
+    """
     declared = signature.params
-    if not signature.required <= len(arguments) <= len(declared):
-        raise Failure("MESSAGE_PARAMETER_COUNT_MISMATCH", signature.name, str(len(declared)), str(len(arguments)))
+    count = len(params) - signature.session
+    if count < signature.required or (count > len(declared) and signature.required == len(declared)):
+        raise Failure("MESSAGE_PARAMETER_COUNT_MISMATCH", signature.name, str(signature.required), str(count))
+    session = params[0] if signature.session else ""
+    arguments = params[signature.session :]
     values = []
     for param, argument in zip(declared, arguments, strict=False):
         try:
             values.append(coerce(param.type, argument))
         except BadValueError:
             raise Failure("FIELD_TYPE_ERROR", param.name) from None
-    return [*values, *(param.default for param in declared[len(arguments) :])]
+    return session, [*values, *(param.default for param in declared[len(arguments) :])]

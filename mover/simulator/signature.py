@@ -29,7 +29,8 @@ class Signature:
     """What a call takes besides the session, and gives.
 
     `asynchronous`: whether `Async.` may be put before it. `session`: whether it needs one. `errors`: the codes it
-    raises on its own account, beyond those any call can. `hidden`: not in the published data model.
+    raises on its own account, beyond those any call can. `hidden`: not in the published data model. `removed`: known
+    by name only, since the release no longer has it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Signature:
     asynchronous: bool = True
     session: bool = True
     hidden: bool = False
+    removed: bool = False
 
     @property
     def cls(self) -> str:
@@ -93,11 +95,21 @@ def _parse_param(text: str) -> Param:
 
 
 def call(
-    text: str, errors: str = "", asynchronous: bool = True, session: bool = True, hidden: bool = False
+    text: str,
+    errors: str = "",
+    asynchronous: bool = True,
+    session: bool = True,
+    hidden: bool = False,
+    removed: bool = False,
 ) -> Callable[[_Marked], _Marked]:
     """Mark a method as the answer to the call whose signature `text` is; `errors` are separated by blanks."""
     signature = parse_signature(
-        text, errors=tuple(errors.split()), asynchronous=asynchronous, session=session, hidden=hidden
+        text,
+        errors=tuple(errors.split()),
+        asynchronous=asynchronous,
+        session=session,
+        hidden=hidden,
+        removed=removed,
     )
 
     def mark(function: _Marked) -> _Marked:

@@ -44,7 +44,13 @@ from mover.simulator.transfers import TransferHandlers
 from mover.simulator.values import Record
 from mover.simulator.vdi import VdiCalls
 from mover.simulator.vm import VmCalls
-from mover.simulator.vm_snapshot import OldVmSnapshotCalls, QuiesceCalls, VmCopyCalls, VmSnapshotCalls
+from mover.simulator.vm_snapshot import (
+    OldVmSnapshotCalls,
+    QuiesceCalls,
+    RemovedQuiesceCalls,
+    VmCopyCalls,
+    VmSnapshotCalls,
+)
 from mover.simulator.vtpm import VtpmCalls
 
 _STATE = "pool.json"
@@ -315,7 +321,7 @@ class Simulator:
             SrCalls(pool),
             VmSnapshotCalls(pool) if release.snapshot_ignores_disks else OldVmSnapshotCalls(pool),
         ]
-        holders += [QuiesceCalls(pool)] if release.quiesce else []
+        holders += [QuiesceCalls(pool) if release.quiesce else RemovedQuiesceCalls()]
         holders += [CbtCalls(pool), PurposeCalls(pool)] if release.cbt else []
         # What is written out wins over what is made from the fields.
         bound: list[Bound] = [*records.bound(), *(entry for holder in holders for entry in calls_of(holder))]

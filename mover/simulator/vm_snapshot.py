@@ -88,6 +88,14 @@ class QuiesceCalls:
         return await snapshot_vm(self._pool, context, vm, new_name, [], quiesced=True)
 
 
+class RemovedQuiesceCalls:
+    """What is left of it: the name."""
+
+    @call("VM.snapshot_with_quiesce(vm: VM ref, new_name: string) -> VM ref", removed=True)
+    def snapshot_with_quiesce(self, context: Context, vm: str, new_name: str) -> None:
+        """The dispatcher answers before this is reached."""
+
+
 class VmCopyCalls:
     """Checkpoint, revert and clone."""
 

@@ -108,12 +108,26 @@ async def test_unknown_calls_and_wrong_arguments(pool: SmallPool) -> None:
     await refused(pool.call("VM.get_record", "OpaqueRef:x"), "HANDLE_INVALID", "VM", "OpaqueRef:x")
     await refused(pool.call("VM.get_by_uuid", "no-uuid"), "UUID_INVALID", "VM", "no-uuid")
     await refused(pool.call("event.from", ["vm"], "", 5), "FIELD_TYPE_ERROR", "timeout")
+    await refused(pool.bare_call("VM.get_all"), "MESSAGE_PARAMETER_COUNT_MISMATCH", "VM.get_all", "0", "-1")
+    await refused(pool.bare_call("VM.fly"), "MESSAGE_METHOD_UNKNOWN", "VM.fly")
+    await refused(pool.bare_call("VM.fly", "OpaqueRef:x"), "SESSION_INVALID", "OpaqueRef:x")
+
+
+async def test_parameters_past_one_with_a_default_are_not_looked_at(pool: SmallPool) -> None:
+    assert await pool.call("VM.snapshot", pool.vm, "s", [], "what is this")
+    await refused(pool.call("VM.snapshot", pool.vm), "MESSAGE_PARAMETER_COUNT_MISMATCH", "VM.snapshot", "2", "1")
+    await refused(pool.call("VM.get_uuid", pool.vm, "x"), "MESSAGE_PARAMETER_COUNT_MISMATCH", "VM.get_uuid", "1", "2")
+
+
+async def test_a_removed_call_is_known_by_name(pool: SmallPool) -> None:
+    for method in ("VM.snapshot_with_quiesce", "Async.VM.snapshot_with_quiesce"):
+        await refused(pool.call(method, pool.vm, "s"), "MESSAGE_REMOVED")
 
 
 async def test_names_may_have_an_underscore_for_the_dot(pool: SmallPool) -> None:
     assert await pool.call("VM_get_name_label", pool.vm) == "small"
     assert await pool.call("VM_guest_metrics_get_all") == []
-    await refused(pool.call("Async.VM_snapshot", pool.vm, "x"), "MESSAGE_METHOD_UNKNOWN", "Async.VM_snapshot")
+    await refused(pool.call("Async.VM_snapshot", pool.vm, "x"), "MESSAGE_METHOD_UNKNOWN", "VM_snapshot")
 
 
 async def test_integers_are_numbers_in_json(pool: SmallPool) -> None:
@@ -183,9 +197,10 @@ async def test_an_asynchronous_failure_is_in_the_task(pool: SmallPool) -> None:
 
 
 async def test_getters_have_no_asynchronous_form(pool: SmallPool) -> None:
-    for method in ("VM.get_all", "task.create", "VDI.get_nbd_info", "VM.set_tags"):
+    without = {"VM.get_all": [], "task.create": ["", ""], "VDI.get_nbd_info": ["x"], "VM.set_tags": ["x", []]}
+    for method, parameters in without.items():
         with pytest.raises(RpcError, match="No async mode for this operation"):
-            await pool.call(f"Async.{method}")
+            await pool.call(f"Async.{method}", *parameters)
 
 
 async def test_the_first_completion_wins(pool: SmallPool) -> None:

@@ -81,8 +81,8 @@ async def test_json_is_answered_at_its_path_only(pool: SmallPool) -> None:
     reply = await pool.http(call(body, "/jsonrpc"))
     assert reply.header("content-type") == "application/json"
     methods = json.loads(reply.rest)["result"]
-    assert {"VM.snapshot", "VM_snapshot", "Async.VM.snapshot", "VDI.get_nbd_info", "SM.get_all_records"} <= set(methods)
-    assert not {"Async.VDI.get_nbd_info", "VTPM.get_contents", "VM.get_all_records_where"} & set(methods)
+    assert {"VM.snapshot", "VDI.get_nbd_info", "SM.get_all_records", "VM.snapshot_with_quiesce"} <= set(methods)
+    assert not {"Async.VM.snapshot", "VM_snapshot", "VTPM.get_contents"} & set(methods)
 
 
 async def test_unknown_paths_and_verbs(pool: SmallPool) -> None:

@@ -143,19 +143,20 @@ async def test_xml_failures_are_lists_of_text(pool: SmallPool) -> None:
 async def test_the_list_of_methods_has_no_status(pool: SmallPool) -> None:
     _, value = await xml_call(pool, "system.listMethods")
     names = {entry.text for entry in value.iterfind("array/data/value")}
-    assert {"VM.snapshot", "VM_snapshot", "Async.VM.snapshot", "event.from", "event_from"} <= names
-    assert not {"Async.VM.get_record", "Async.session.logout", "Async.VDI.get_nbd_info"} & names
+    assert {"VM.snapshot", "VM.get_record", "session.logout", "event.from"} <= names
+    assert not {"VM_snapshot", "Async.VM.snapshot"} & names
     answer = await json_call(pool, {"jsonrpc": "2.0", "method": "system.listMethods", "params": [], "id": 1})
     assert set(answer["result"]) == names
 
 
 async def test_every_listed_name_is_a_known_call(pool: SmallPool) -> None:
-    """Too many parameters for any: whatever is said, it is not that the call is unknown."""
+    """Too many parameters for nearly any: whatever is said, it is not that the call is unknown."""
     answer = await json_call(pool, {"jsonrpc": "2.0", "method": "system.listMethods", "params": [], "id": 1})
     async with asyncio.TaskGroup() as group:
         sample = answer["result"][::25]
         replies = [group.create_task(said(pool, name)) for name in sample]
-    assert {reply.result() for reply in replies} == {"MESSAGE_PARAMETER_COUNT_MISMATCH"}
+    assert "MESSAGE_PARAMETER_COUNT_MISMATCH" in {reply.result() for reply in replies}
+    assert "MESSAGE_METHOD_UNKNOWN" not in {reply.result() for reply in replies}
 
 
 async def said(pool: SmallPool, name: str) -> str:

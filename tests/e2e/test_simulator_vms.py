@@ -233,6 +233,8 @@ async def test_a_mac_seed_is_added_and_macs_follow_from_it(pool: SmallPool) -> N
             assert int(record["MAC"][:2], 16) & 3 == 2
             macs.setdefault(device, []).append(record["MAC"])
     assert macs["0"][0] == macs["0"][1] != macs["1"][0] == macs["1"][1]
+    await pool.call("VM.set_other_config", seeded, {})
+    await refused(pool.call("VIF.create", vif_record(seeded, network, "2")), "MAC_INVALID", "")
 
 
 def vif_record(vm: str, network: str, device: str, mac: str = "") -> dict[str, Any]:
