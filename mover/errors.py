@@ -54,6 +54,12 @@ class ReportError(MoverError):
     exit_code = 4
 
 
+class StateError(MoverError):
+    """This program's own folder for small state cannot be written."""
+
+    exit_code = 5
+
+
 class SecretError(MoverError):
     """A password or passphrase cannot be read."""
 
@@ -101,6 +107,12 @@ class PoolError(MoverError):
     """The pool refused or failed something that was asked of it."""
 
     exit_code = 23
+
+
+class TargetError(MoverError):
+    """The files of a restore cannot be written."""
+
+    exit_code = 25
 
 
 class HookError(MoverError):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mover.errors import BusyError
+from mover.errors import BusyError, StateError
 
 
 def state_directory() -> Path:
@@ -23,12 +23,17 @@ def state_directory() -> Path:
 def run_lock(job: str) -> Iterator[None]:
     """Hold the lock of the job named `job`. The kernel releases it when the process ends, however it ends.
 
-    Raises `BusyError` at once if another run holds it.
+    Raises `BusyError` at once if another run holds it, `StateError` if there is no place for it.
     """
     directory = state_directory() / "locks"
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / (re.sub(r"[^A-Za-z0-9._-]", "_", job) + ".lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(
+            f"cannot write {path}: {error.strerror}", "set MOVER_STATE to a folder of this user"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

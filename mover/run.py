@@ -80,7 +80,7 @@ async def run_job(
     with run_lock(job.name):
         store = _open_or_create(job, totals)
         async with join_pool(job.pool) as (pool, transfers):
-            selected = [_with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms)]
+            selected = [_with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms, totals)]
             names = [vm.name for vm in selected]
             totals(RunStarted(run=run, job=job.name, schedule=schedule, action="backup", vms=names))
             with store.writer() as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
@@ -106,7 +106,7 @@ async def plan_run(
     refuse_unsupported(job)
     chosen = _schedule(job, schedule)
     async with join_pool(job.pool) as (pool, _):
-        return [_with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms)]
+        return [_with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms, lambda event: None)]
 
 
 class _Totals:
@@ -187,13 +187,13 @@ async def join_pool(section: PoolSection) -> AsyncIterator[tuple[Pool, Transfers
         raise as_mover_error(error) or error from error
 
 
-async def _select(job: Job, pool: Pool, wanted: Sequence[str]) -> list[SelectedVm]:
-    selected = select_vms(
-        job,
-        await pool.call("VM.get_all_records"),
-        await pool.call("VBD.get_all_records"),
-        await pool.call("VDI.get_all_records"),
-    )
+async def _select(job: Job, pool: Pool, wanted: Sequence[str], emit: Emit) -> list[SelectedVm]:
+    records = [await pool.call(f"{kind}.get_all_records") for kind in ("VM", "VBD", "VDI")]
+    selected = select_vms(job, *records)
+    for number, selector in enumerate(job.vms):
+        # A tag that was renamed must not silently end the backups of what had it.
+        if selected and not select_vms(dataclasses.replace(job, vms=(selector,)), *records):
+            emit(Note(level="warning", message=f"the selector vms[{number}] of the job selects no VM"))
     if not selected:
         raise NotFoundError(f"the job {job.name} selects no VM of the pool", "check [[vms]] and [exclude]")
     for name in wanted:

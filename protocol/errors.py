@@ -62,13 +62,15 @@ class NbdTimeoutError(NbdError):
 class XapiError(ProtocolError):
     """The pool answered a call with an error of its data model.
 
-    `code` is XAPI's, verbatim (people search for it), `params` what came with it, `call` the method.
+    `code` is XAPI's, verbatim (people search for it), `params` what came with it, `call` the method. A session's
+    reference is a secret: the parameters of errors about sessions are in `params` only, not in the message.
     """
 
+    _about_sessions = frozenset({"SESSION_INVALID", "SESSION_NOT_REGISTERED"})
     _transient = frozenset({"OTHER_OPERATION_IN_PROGRESS", "HOST_STILL_BOOTING", "VDI_IN_USE", "HOST_OFFLINE"})
 
     def __init__(self, code: str, params: Sequence[str] = (), call: str = "") -> None:
-        detail = ", ".join(params)
+        detail = "" if code in self._about_sessions else ", ".join(params)
         super().__init__(f"{call or 'the pool'}: {code}" + (f" [{detail}]" if detail else ""))
         self.code = code
         self.params = tuple(params)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mover.backup.metadata import decode, encode
-from mover.errors import NotFoundError, PoolError
+from mover.errors import NotFoundError, TargetError
 from mover.events import DiskFinished, DiskPlanned, DiskProgress, Emit
 from mover.store import DiskReader, Point, PointDisk, Store
 from protocol.arena import Arena
@@ -29,10 +29,13 @@ async def restore_to_files(
 
     `disks` are positions or names (empty: all). A file appears under its final name only when it is whole; existing
     ones are replaced. Returns the disks' files, in order of position. Raises `NotFoundError`, `StoreDamagedError`,
-    `PoolError` if a file cannot be written.
+    `TargetError` if a file cannot be written.
     """
     chosen = choose_disks(point, disks)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TargetError(f"cannot make {directory}: {error.strerror}") from error
     _write_metadata(store, point, directory / f"{_file_name(point.record.vm_name)}.json")
     arena = Arena(_SLOTS)
     files: list[Path] = []
@@ -51,7 +54,7 @@ def _write_metadata(store: Store, point: Point, path: Path) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(encode(decode(store.get_blob(point.record.metadata))))
     except OSError as error:
-        raise PoolError(f"cannot write {path}: {error.strerror}") from error
+        raise TargetError(f"cannot write {path}: {error.strerror}") from error
 
 
 def choose_disks(point: Point, wanted: Sequence[str]) -> list[PointDisk]:
@@ -91,7 +94,7 @@ async def _write_raw(
     try:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise PoolError(f"cannot write {unfinished}: {error.strerror}") from error
+        raise TargetError(f"cannot write {unfinished}: {error.strerror}") from error
     try:
         os.ftruncate(descriptor, disk.size)
         blocks = split(extents, arena.slot_size)
@@ -102,7 +105,7 @@ async def _write_raw(
         await loop.run_in_executor(executor, os.fsync, descriptor)
         unfinished.rename(path)
     except OSError as error:
-        raise PoolError(f"cannot write {unfinished}: {error.strerror}") from error
+        raise TargetError(f"cannot write {unfinished}: {error.strerror}") from error
     finally:
         os.close(descriptor)
     progress.report()

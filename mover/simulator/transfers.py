@@ -24,6 +24,7 @@ from mover.simulator.storage import StorageError
 from mover.simulator.values import NULL
 from mover.simulator.vdi import create_disk, refresh_disk
 from mover.simulator.vdi_stream import StreamError
+from protocol.vhd import MAX_SIZE
 
 _TYPES = {"raw": "application/octet-stream", "vhd": "application/vhd"}
 _IO_ERROR = Failure("VDI_IO_ERROR", "Device I/O errors")
@@ -246,7 +247,9 @@ class TransferHandlers:
             self._pool.tasks.fail(task, failure)
             raise
         except StreamError as error:
-            raise self._failed(task, Failure(error.code, vdi) if error.code == "VDI_TOO_LARGE" else _IO_ERROR) from None
+            raise self._failed(
+                task, Failure(error.code, vdi, str(MAX_SIZE)) if error.code == "VDI_TOO_LARGE" else _IO_ERROR
+            ) from None
         except StorageError as error:
             raise self._failed(task, storage_failure(error.code, error.message)) from None
         except HangUpError:

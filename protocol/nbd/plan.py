@@ -143,6 +143,8 @@ class Planner:
             offset = max(extent.offset, self._position)
             if offset >= bound or (wanted and offset > wanted[-1].end + gap):
                 break
+            if wanted and offset > wanted[-1].end and self._saves_nothing(offset, extent.end, bound):
+                break
             end = min(extent.end, bound)
             wanted.append(Extent(offset, end - offset))
             if end < extent.end:
@@ -151,6 +153,10 @@ class Planner:
             self._index += 1
         end = min(-(-wanted[-1].end // _SECTOR) * _SECTOR, self._size)
         return Request(start, end - start, tuple(wanted))
+
+    def _saves_nothing(self, offset: int, end: int, bound: int) -> bool:
+        """Whether an extent that is cut at `bound` needs as many requests after the cut as it would have uncut."""
+        return -(-max(0, end - bound) // self._limit) >= -(-(end - offset) // self._limit)
 
 
 def _alignment(extents: Sequence[Extent]) -> int:

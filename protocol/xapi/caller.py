@@ -25,7 +25,7 @@ _READS = frozenset({"VDI.list_changed_blocks", "system.listMethods"})
 # How often HOST_IS_SLAVE is followed: hosts that point at each other must not keep a client busy for ever.
 _MAX_HOPS = 3
 # Seconds for what still has to be done after a cancellation.
-AFTERMATH = 10.0
+AFTERMATH = 5.0
 
 
 @dataclass(frozen=True, slots=True)

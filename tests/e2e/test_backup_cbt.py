@@ -401,3 +401,11 @@ async def test_restored_metadata_is_for_its_owner_only(tmp_path: Path):
         assert {path.parent for path in folder.iterdir()} == {folder}
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
         assert [path.stat().st_size for path in files] == [MiB]
+
+
+async def test_a_selector_that_selects_nothing_is_said(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [MiB])
+        job = here.job(selector='name = "web"\n[[vms]]\ntag = "gone"')
+        assert (await here.run(job)).exit_code == 0
+        assert any("vms[1]" in note for note in here.notes())

@@ -169,8 +169,8 @@ def test_restore_to_files(tmp_path: Path, store: Path, disk: bytes):
 def test_a_folder_that_cannot_be_written(tmp_path: Path, store: Path):
     (tmp_path / "file").write_text("")
     done = mover("restore", store, "latest", "--to", tmp_path / "file" / "out")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"error: cannot write {tmp_path}/file/out: Not a directory"
+    assert done.returncode == 25
+    assert done.stderr.splitlines()[-1] == f"error: cannot make {tmp_path}/file/out: Not a directory"
 
 
 def test_damage_is_30_and_names_the_point(tmp_path: Path, store: Path, disk: bytes):

@@ -6,7 +6,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol.extent import Extent, merge, total
@@ -86,6 +86,7 @@ def test_chunks_are_never_cut(extents: list[Extent], latency: float, bandwidth: 
         assert all(extent.offset % chunk == 0 and extent.length % chunk == 0 for extent in request.wanted)
 
 
+@example([Extent(0, 64 * KiB), Extent(1376256, 786432)], 0.002, 2e9)
 @given(extents_of(64 * KiB, 2000), latencies, bandwidths)
 def test_the_model_never_prefers_the_plan_of_others(extents: list[Extent], latency: float, bandwidth: float) -> None:
     """Priced by the model itself, the plan costs no more than exact reads, and no more than whole aligned blocks."""
