@@ -57,7 +57,7 @@ def dump(database: Database) -> str:
 
 
 def load(path: Path) -> Database:
-    """Read a file `dump` wrote; fields it does not know take their defaults."""
+    """Read a file `dump` wrote; fields it does not know take their defaults. What was going on then is no more."""
     content = json.loads(path.read_text())
     database = Database(generation=content["generation"] + 1)
     database.blobs.update(content["blobs"])
@@ -68,6 +68,8 @@ def load(path: Path) -> Database:
                 name: coerce(field.type, stored[name]) if name in stored else default_of(field.type)
                 for name, field in model.fields.items()
             }
+            if "current_operations" in record:
+                record["current_operations"] = {}
             database.restore(cls, ref, record)
     return database
 

@@ -60,11 +60,14 @@ class SrCalls:
 
     @call("SR.scan(sr: SR ref) -> void")
     def scan(self, context: Context, sr: str) -> None:
-        """Bring the sizes up to date."""
-        database = self._pool.database
+        """Bring the sizes up to date, and forget the disks that are gone."""
+        database, disks = self._pool.database, self._pool.disks
         for vdi in database.get("SR", sr)["VDIs"]:
             uuid = database.get("VDI", vdi)["uuid"]
-            database.update("VDI", vdi, physical_utilisation=self._pool.disks.physical_utilisation(uuid))
+            if uuid in disks:
+                database.update("VDI", vdi, physical_utilisation=disks.physical_utilisation(uuid))
+            else:
+                database.destroy("VDI", vdi)
         refresh_usage(database, sr)
 
     @call("SR.update(sr: SR ref) -> void")

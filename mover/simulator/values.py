@@ -6,6 +6,7 @@ list (sets) or dict (maps, records). On the way in everything is checked against
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -122,7 +123,7 @@ def _scalar(kind: Type, value: Value) -> Value:
         if isinstance(value, str | int) and not isinstance(value, bool):
             return _integer(value)
     elif kind.kind == "float":
-        if isinstance(value, float):
+        if isinstance(value, float) and math.isfinite(value):
             return value
     elif kind.kind == "datetime":
         if isinstance(value, datetime):
