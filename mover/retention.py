@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 
 from mover.job.model import RetentionSection
@@ -35,6 +35,17 @@ def judge(points: Iterable[Point], policy: RetentionSection) -> list[Verdict]:
         by_vm.setdefault(point.record.vm_uuid, []).append(point)
     verdicts = [verdict for own in by_vm.values() for verdict in _judge_vm(own, policy)]
     return sorted(verdicts, key=lambda verdict: (verdict.point.record.created, verdict.point.name))
+
+
+def has_policy(policy: RetentionSection) -> bool:
+    """Whether a job says anything about retention."""
+    return any(astuple(policy))
+
+
+def to_forget(points: Iterable[Point], job: str, policy: RetentionSection) -> list[Point]:
+    """The points of the job of this name that its policy does not keep. Those of other jobs are not its business."""
+    own = [point for point in points if point.record.job == job]
+    return [verdict.point for verdict in judge(own, policy) if not verdict.kept]
 
 
 def _judge_vm(points: list[Point], policy: RetentionSection) -> list[Verdict]:

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from mover.failure import as_mover_error
 from mover.job import Job, PoolSection, ScheduleSection, SelectedVm, read_secret, select_vms
 from mover.lock import run_lock
 from mover.pipeline.pace import Pace
+from mover.retention import has_policy, to_forget
 from mover.store import Store, Writer
 from protocol.arena import Arena
 from protocol.errors import PoolUnreachableError, XapiError
@@ -33,6 +34,8 @@ from protocol.xapi import Pool, Transfers, Trust, connect, open_transfers
 
 # 24 slots of 2 MiB: what all disks of a run together hold while it is on its way from a socket to a pack.
 _SLOTS = 24
+# Seconds between signs of life in the store; a prune gives up who is silent for many of them.
+_BEAT = 30.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ async def run_job(
             totals(RunStarted(run=run, job=job.name, schedule=schedule, action="backup", vms=names))
             with store.writer() as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
                 session = _session(job, run, schedule, pool, transfers, store, writer, executor, totals)
-                result = RunResult(run, tuple(await _all_vms(session, job, selected)))
+                async with _signs_of_life(writer):
+                    result = RunResult(run, tuple(await _all_vms(session, job, selected)))
+        if result.exit_code == 0 and has_policy(job.retention):
+            _retain(job, store, totals)
     totals(
         RunFinished(
             run=run,
@@ -124,6 +130,41 @@ class _Totals:
         self._emit(event)
 
 
+def _retain(job: Job, store: Store, emit: Emit) -> None:
+    """Forget what the job's policy does not keep. Failing loses nothing: the next run does it."""
+    try:
+        forgotten = store.forget(to_forget(store.readable_points()[0], job.name, job.retention))
+    except MoverError as error:
+        emit(Note(level="warning", message=f"[retention] was not applied: {error}"))
+        return
+    if forgotten:
+        emit(
+            Note(level="info", message=f"forgot {len(forgotten)} restore points; `mover prune` gives their space back")
+        )
+
+
+@asynccontextmanager
+async def _signs_of_life(writer: Writer) -> AsyncIterator[None]:
+    """Renew the writer's lease while nothing may be sealed: waiting for snapshots can take long.
+
+    Failing is not reported here: a writer that is shut out learns it when it seals or commits.
+    """
+
+    async def beat(executor: Executor) -> None:
+        while True:
+            await asyncio.sleep(_BEAT)
+            with suppress(MoverError):
+                await asyncio.get_running_loop().run_in_executor(executor, writer.renew)
+
+    with ThreadPoolExecutor(1, "lease") as executor:
+        async with task_group() as group:
+            task = group.create_task(beat(executor))
+            try:
+                yield
+            finally:
+                task.cancel()
+
+
 def refuse_unsupported(job: Job) -> None:
     """Raise `JobError` for what a job may ask for and this version does not do: better now than a false sense."""
     wanted = {
@@ -131,7 +172,6 @@ def refuse_unsupported(job: Job) -> None:
         "encryption (passphrase-…)": bool(
             job.store.passphrase_file or job.store.passphrase_env or job.store.passphrase_command
         ),
-        "[retention]": any(dataclasses.astuple(job.retention)),
     }
     missing = [name for name, asked in wanted.items() if asked]
     if missing:

@@ -13,8 +13,13 @@ def job_of(argument: str) -> Job:
     return load_job(Path(argument))
 
 
+def is_job(argument: str) -> bool:
+    """Whether `STORE|JOB` is a job: a file, or a name that ends in .toml; all else is a store's path or URL."""
+    return argument.endswith(".toml") or Path(argument).is_file()
+
+
 def store_of(argument: str) -> Store:
-    """The store that `STORE|JOB` means: a file, or a name that ends in .toml, is a job; all else is a path or URL."""
-    if argument.endswith(".toml") or Path(argument).is_file():
+    """The store that `STORE|JOB` means."""
+    if is_job(argument):
         return Store.open(job_of(argument).store.url)
     return Store.open(argument)

@@ -22,6 +22,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _show(verbs)
     _restore(verbs)
     _verify(verbs)
+    _prune(verbs)
     _simulate(verbs)
     _demo(verbs)
     return parser.parse_args(arguments)
@@ -97,6 +98,14 @@ def _verify(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
     parser.add_argument("--point", action="append", default=[], metavar="POINT", help="only this point; repeatable")
     parser.add_argument("--deep", action="store_true", help="decompress everything and compare it with its id")
+    _progress(parser)
+    _json(parser)
+
+
+def _prune(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("prune", help="forget what a job's [retention] does not keep, and give space back")
+    parser.add_argument("store", metavar="STORE|JOB", help="a job; or a store, where no restore point is forgotten")
+    parser.add_argument("--dry-run", action="store_true", help="say what would go, and do nothing")
     _progress(parser)
     _json(parser)
 

@@ -26,6 +26,7 @@ _MODULES = {
     "show": "mover.cli.points",
     "restore": "mover.cli.restore",
     "verify": "mover.cli.verify",
+    "prune": "mover.cli.prune",
     "simulate": "mover.cli.simulate",
     "demo": "mover.cli.demo",
 }

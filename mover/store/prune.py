@@ -116,13 +116,17 @@ class Prune:
         self._copied = 0
         self._damaged: dict[PackName, str] = {}
 
-    def run(self, *, dry_run: bool) -> PruneReport:
+    def plan(self, without: Sequence[Point]) -> PruneReport:
+        """What it would do after `without` were forgotten."""
+        self._forgotten = list_forgotten(self._backend) | {point.name.key for point in without}
+        plan = self._choose()
+        return self._report(plan, sum(plan.live.get(name, 0) for name in plan.doomed))
+
+    def run(self) -> PruneReport:
         """Do it all; see `Store.prune`."""
         # What is in the trash now is given up; what gets there later may be the base of a backup that nobody waits for.
         self._forgotten = list_forgotten(self._backend)
         plan = self._choose()
-        if dry_run:
-            return self._report(plan, dry_run=dry_run)
         if plan.doomed:
             self._condemn(plan)
             try:
@@ -136,7 +140,7 @@ class Prune:
         elif self._forgotten:
             self._wait_for_writers()
         self._delete(plan)
-        return self._report(plan, dry_run=dry_run)
+        return self._report(plan, self._copied)
 
     def _choose(self) -> _Plan:
         """Find the packs that nobody needs, or of which so little is needed that copying that is worth it."""
@@ -296,7 +300,7 @@ class Prune:
                 "`mover repair` makes the index anew from the packs",
             )
 
-    def _report(self, plan: _Plan, *, dry_run: bool) -> PruneReport:
+    def _report(self, plan: _Plan, copied: int) -> PruneReport:
         repacked = [name for name in plan.doomed if plan.live.get(name)]
         return PruneReport(
             points=plan.points,
@@ -305,7 +309,7 @@ class Prune:
             deleted=len(plan.doomed),
             repacked=len(repacked),
             freed=sum(plan.doomed.values()),
-            copied=sum(plan.live[name] for name in repacked) if dry_run else self._copied,
+            copied=copied,
             fenced=self._fenced,
             damaged=tuple(f"{name.key}: {reason}" for name, reason in sorted(self._damaged.items())),
         )

@@ -179,12 +179,7 @@ class Store:
         return forget(self._backend, self.readable_points()[0], wanted)
 
     def prune(
-        self,
-        *,
-        dry_run: bool = False,
-        min_live: float = 0.7,
-        patience: Patience | None = None,
-        progress: Progress | None = None,
+        self, *, min_live: float = 0.7, patience: Patience | None = None, progress: Progress | None = None
     ) -> PruneReport:
         """Delete what no restore point needs. Backups and other prunes may run meanwhile.
 
@@ -193,7 +188,16 @@ class Store:
         prune has left, the next one finishes. Raises `StoreDamagedError`, and deletes nothing, if points or index are
         damaged, and what the store raises.
         """
-        prune = Prune(
+        return self._prune(min_live, patience, progress).run()
+
+    def would_prune(
+        self, without: Sequence[Point] = (), *, min_live: float = 0.7, progress: Progress | None = None
+    ) -> PruneReport:
+        """What a prune would do after the points `without` were forgotten, if nobody wrote. Changes nothing."""
+        return self._prune(min_live, None, progress).plan(without)
+
+    def _prune(self, min_live: float, patience: Patience | None, progress: Progress | None) -> Prune:
+        return Prune(
             self._backend,
             self._identity,
             self.config,
@@ -203,7 +207,6 @@ class Store:
             patience or Patience(),
             progress or (lambda *_: None),
         )
-        return prune.run(dry_run=dry_run)
 
     def close(self) -> None:
         """Let go of open files."""

@@ -53,8 +53,12 @@ wrong is said at once, each with file, line, column, key, what was found and wha
 job is active at a time on a machine, and snapshots on the pool are tagged with it: renaming a job leaves its last
 snapshots behind, and the next run reads in full.
 
-Read but not carried out yet, and refused so that nobody counts on it: `strategy = "xva"`, the passphrases of
-`[store]` and `[retention]`.
+Read but not carried out yet, and refused so that nobody counts on it: `strategy = "xva"` and the passphrases of
+`[store]`.
+
+A run in which every VM succeeded forgets the restore points of this job that `[retention]` does not keep, never the
+newest of a VM and never the one that the next incremental starts from. Their space comes back with `mover prune JOB`,
+which may run at any time, also while backups do; `mover prune STORE` forgets nothing.
 
 The commands of `[hooks]` run on the mover's machine with `MOVER_VM_UUID`, `MOVER_VM_NAME`, `MOVER_JOB`, `MOVER_RUN` and
 `MOVER_PHASE` (`pre-snapshot`, `post-snapshot`) in their environment; their output is in the log.
