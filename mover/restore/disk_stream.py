@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import aclosing
 
-from mover.events import DiskFinished, DiskPlanned, DiskProgress, Emit
+from mover.events import Emit
 from mover.failure import as_mover_error
 from mover.pipeline.outflow import blocks_in_order
+from mover.restore.progress import RestoreProgress
 from mover.store import DiskReader, Point, PointDisk, Store
 from protocol.arena import Arena
 from protocol.errors import ProtocolError
 from protocol.extent import Extent, align, split, total
 from protocol.vhd import BLOCK_SIZE, MAX_SIZE, VhdWriter, stream_length
 from protocol.xapi import Transfers
-
-_REPORT_EVERY = 0.2
 
 
 async def import_disk(
@@ -48,21 +46,10 @@ async def _import(
     executor: Executor,
     emit: Emit,
 ) -> None:
-    started = time.monotonic()
     reader = store.disk(disk.root, disk.size)
     loop = asyncio.get_running_loop()
     extents = await loop.run_in_executor(executor, lambda: list(reader.extents()))
-    vm = point.record.vm_uuid
-    to_write = total(extents)
-    emit(DiskPlanned(vm=vm, disk=disk.position, name=disk.name, size=disk.size, mode="restore", to_read=to_write))
-
-    def progress(done: int) -> None:
-        emit(
-            DiskProgress(
-                vm=vm, disk=disk.position, done=min(done, to_write), read=done, zero=0, known=0, new=0, stored=0
-            )
-        )
-
+    progress = RestoreProgress(point.record.vm_uuid, disk, total(extents), emit)
     if disk.size <= MAX_SIZE:
         blocks = list(_vhd_blocks(extents, disk.size))
         length = stream_length(disk.size, len(blocks))
@@ -73,23 +60,7 @@ async def _import(
         body = _raw_stream(reader, disk.size, arena, executor, progress)
         async with aclosing(body):
             await transfers.import_vdi(vdi, format="raw", length=disk.size, body=body)
-    progress(to_write)
-    emit(
-        DiskFinished(
-            vm=vm,
-            disk=disk.position,
-            name=disk.name,
-            mode="restore",
-            size=disk.size,
-            changed=0,
-            read=to_write,
-            zero=disk.size - to_write,
-            known=0,
-            new=0,
-            stored=0,
-            seconds=time.monotonic() - started,
-        )
-    )
+    progress.finish()
 
 
 def _vhd_blocks(extents: list[Extent], size: int) -> list[Extent]:
@@ -101,31 +72,14 @@ def _vhd_blocks(extents: list[Extent], size: int) -> list[Extent]:
     ]
 
 
-class _Ticker:
-    """Calls `report` with the bytes so far, a few times a second."""
-
-    def __init__(self, report: Callable[[int], None]) -> None:
-        self._report = report
-        self._done = 0
-        self._last = 0.0
-
-    def add(self, length: int) -> None:
-        self._done += length
-        now = time.monotonic()
-        if now - self._last >= _REPORT_EVERY:
-            self._last = now
-            self._report(self._done)
-
-
 async def _vhd_stream(
     reader: DiskReader,
     size: int,
     blocks: list[Extent],
     arena: Arena,
     executor: Executor,
-    report: Callable[[int], None],
+    progress: RestoreProgress,
 ) -> AsyncGenerator[bytes | memoryview, None]:
-    ticker = _Ticker(report)
     writer = VhdWriter(size, [block.offset // BLOCK_SIZE for block in blocks], creator=b"tap\0")
     yield writer.head()
     async with aclosing(blocks_in_order(reader, blocks, arena, executor)) as contents:
@@ -134,16 +88,15 @@ async def _vhd_stream(
             yield view
             if block.length < BLOCK_SIZE:
                 yield bytes(BLOCK_SIZE - block.length)
-            ticker.add(block.length)
+            progress.add(block.length)
     yield writer.trailer()
 
 
 async def _raw_stream(
-    reader: DiskReader, size: int, arena: Arena, executor: Executor, report: Callable[[int], None]
+    reader: DiskReader, size: int, arena: Arena, executor: Executor, progress: RestoreProgress
 ) -> AsyncGenerator[bytes | memoryview, None]:
-    ticker = _Ticker(report)
     whole = split([Extent(0, size)], arena.slot_size)
     async with aclosing(blocks_in_order(reader, whole, arena, executor)) as contents:
         async for block, view in contents:
             yield view
-            ticker.add(block.length)
+            progress.add(block.length)

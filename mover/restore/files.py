@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mover.backup.metadata import decode, encode
 from mover.errors import NotFoundError, TargetError
-from mover.events import DiskFinished, DiskPlanned, DiskProgress, Emit
+from mover.events import Emit
+from mover.restore.progress import RestoreProgress
 from mover.store import DiskReader, Point, PointDisk, Store
 from protocol.arena import Arena
 from protocol.extent import Extent, split, total
 from protocol.tasks import task_group
 
 _SLOTS = 8
-_REPORT_EVERY = 0.2
 
 
 async def restore_to_files(
@@ -83,13 +82,10 @@ async def _write_raw(
     executor: ThreadPoolExecutor,
     emit: Emit,
 ) -> None:
-    started = time.monotonic()
     reader = store.disk(disk.root, disk.size)
     loop = asyncio.get_running_loop()
     extents = await loop.run_in_executor(executor, lambda: list(reader.extents()))
-    vm = point.record.vm_uuid
-    to_write = total(extents)
-    emit(DiskPlanned(vm=vm, disk=disk.position, name=disk.name, size=disk.size, mode="restore", to_read=to_write))
+    progress = RestoreProgress(point.record.vm_uuid, disk, total(extents), emit)
     unfinished = path.with_name(path.name + ".partial")
     try:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -98,7 +94,6 @@ async def _write_raw(
     try:
         os.ftruncate(descriptor, disk.size)
         blocks = split(extents, arena.slot_size)
-        progress = _Progress(vm, disk, emit)
         async with task_group() as group:
             for _ in range(_SLOTS // 2):
                 group.create_task(_copy(reader, blocks, descriptor, arena, executor, progress))
@@ -108,54 +103,7 @@ async def _write_raw(
         raise TargetError(f"cannot write {unfinished}: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    progress.report()
-    emit(
-        DiskFinished(
-            vm=vm,
-            disk=disk.position,
-            name=disk.name,
-            mode="restore",
-            size=disk.size,
-            changed=0,
-            read=to_write,
-            zero=disk.size - to_write,
-            known=0,
-            new=0,
-            stored=0,
-            seconds=time.monotonic() - started,
-        )
-    )
-
-
-class _Progress:
-    """Reports the bytes written of one disk, a few times a second."""
-
-    def __init__(self, vm: str, disk: PointDisk, emit: Emit) -> None:
-        self._vm = vm
-        self._disk = disk
-        self._emit = emit
-        self._done = 0
-        self._reported = 0.0
-
-    def add(self, length: int) -> None:
-        self._done += length
-        if time.monotonic() - self._reported >= _REPORT_EVERY:
-            self.report()
-
-    def report(self) -> None:
-        self._reported = time.monotonic()
-        self._emit(
-            DiskProgress(
-                vm=self._vm,
-                disk=self._disk.position,
-                done=self._done,
-                read=self._done,
-                zero=0,
-                known=0,
-                new=0,
-                stored=0,
-            )
-        )
+    progress.finish()
 
 
 async def _copy(
@@ -164,7 +112,7 @@ async def _copy(
     descriptor: int,
     arena: Arena,
     executor: ThreadPoolExecutor,
-    progress: _Progress,
+    progress: RestoreProgress,
 ) -> None:
     loop = asyncio.get_running_loop()
 
