@@ -139,26 +139,46 @@ class Actor:
             self._turn.notify_all()
 
 
+class Turns:
+    """Whose turn it is. Even seeds: bursts of some length; odd ones: one after the other, with three interruptions.
+
+    The second finds what takes few but well-placed interruptions, the first what takes many.
+    """
+
+    def __init__(self, seed: int, actors: Sequence[Actor]) -> None:
+        self._rng = random.Random(seed)
+        self._order = list(actors)
+        self._rng.shuffle(self._order)
+        self._staying = self._rng.choice([0.3, 0.8, 0.95, 0.98]) if seed % 2 == 0 else 1.0
+        self._interruptions = set() if seed % 2 == 0 else {self._rng.randint(1, 40 * len(actors)) for _ in range(3)}
+        self._step = 0
+
+    def next(self) -> Actor:
+        """The first in the order that lives; who is interrupted goes to its end, or anywhere."""
+        self._step += 1
+        self._order = [actor for actor in self._order if not actor.done]
+        first = self._order[0]
+        tired, first.waits = first.waits and self._rng.random() < 0.5, False
+        if tired or self._step in self._interruptions:
+            self._order.append(self._order.pop(0))
+        elif self._rng.random() > self._staying:
+            self._rng.shuffle(self._order)
+        return self._order[0]
+
+
 def play(seed: int, works: dict[str, Callable[[Actor], None]], deaths: dict[str, int]) -> dict[str, Actor]:
     """Run all to their end, in the order that `seed` gives; `deaths` says who dies at which step."""
-    rng = random.Random(seed)
     turn = Condition()
     actors = [Actor(name, turn, work, deaths.get(name)) for name, work in works.items()]
-    # Short turns, long ones, or now this and then that.
-    staying = rng.choice([0.3, 0.8, 0.95, 0.98])
-    current = rng.choice(actors)
+    turns = Turns(seed, actors)
     for actor in actors:
         actor.thread.start()
     with turn:
         while True:
             turn.wait_for(lambda: all(actor.done or actor.asking > actor.granted for actor in actors))
-            living = [actor for actor in actors if not actor.done]
-            if not living:
+            if all(actor.done for actor in actors):
                 break
-            if current.done or current.waits or rng.random() > staying:
-                current.waits = False
-                current = rng.choice([actor for actor in living if actor is not current] or living)
-            current.granted += 1
+            turns.next().granted += 1
             turn.notify_all()
     for actor in actors:
         actor.thread.join()

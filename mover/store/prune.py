@@ -263,27 +263,40 @@ class Prune:
 
     def _reach(self) -> Reach:
         """What all points need, by the index as it is now. Raises `StoreDamagedError` if that is not all there."""
-        lost: list[bytes] = []
-        for _ in range(_TRIES):
+        for tries_left in reversed(range(_TRIES)):
             # Points before the index: what a point needs is listed before it exists.
             roots = self._roots()
-            view = self._index.reload()
-            self._refuse_damage(view)
-            reach = Reach(view, self._cache, self._config.chunk_size)
-            for done, point in enumerate(roots):
-                self._progress("looking at restore points", done, len(roots))
-                reach.mark(point)
-            lost = reach.lost
-            if not lost:
+            reach = Reach(self._index.reload(), self._cache, self._config.chunk_size)
+            self._refuse_damage(reach.view)
+            try:
+                for done, (point, in_trash) in enumerate(sorted(roots, key=_in_trash)):
+                    self._progress("looking at restore points", done, len(roots))
+                    self._mark(reach, point, in_trash=in_trash)
                 return reach
-            # Another prune may have moved them while the index was opened.
-        raise StoreDamagedError(
-            f"{self._backend.location} lacks {len(lost)} records that restore points need, the first "
-            f"{lost[0].hex()}; nothing is deleted",
-            "`mover verify` names the points; remove them, or bring the missing objects back from a copy",
-        )
+            except StoreDamagedError:
+                # Another prune may have moved it since, or a point is forgotten and gone.
+                if not tries_left:
+                    raise
+        raise AssertionError
 
-    def _roots(self) -> Sequence[Point]:
+    def _mark(self, reach: Reach, point: Point, *, in_trash: bool) -> None:
+        """Mark what a point needs. One in the trash may have lost it: to a prune that began after it was forgotten.
+
+        That prune has seen to it that nobody who could build on the point is writing any more.
+        """
+        try:
+            reach.mark(point)
+        except StoreDamagedError:
+            if not in_trash:
+                raise
+        if reach.lost and not in_trash:
+            raise StoreDamagedError(
+                f"{self._backend.location} lacks {len(reach.lost)} records that the restore point {point.id} needs, "
+                f"the first {reach.lost[0].hex()}; nothing is deleted",
+                "`mover verify` names all points that suffer; remove them, or bring back what is missing from a copy",
+            )
+
+    def _roots(self) -> Sequence[tuple[Point, bool]]:
         return read_roots(self._backend, self._identity, self._forgotten)
 
     def _refuse_damage(self, view: IndexView) -> None:
@@ -313,3 +326,7 @@ class Prune:
             fenced=self._fenced,
             damaged=tuple(f"{name.key}: {reason}" for name, reason in sorted(self._damaged.items())),
         )
+
+
+def _in_trash(root: tuple[Point, bool]) -> bool:
+    return root[1]

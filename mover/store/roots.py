@@ -17,12 +17,14 @@ from mover.store.point import BadPointError, Point
 _LOOKS = 2
 
 
-def read_roots(backend: Backend, identity: Identity, forgotten: frozenset[str]) -> list[Point]:
-    """All points, and those in the trash but for the keys in `forgotten`. Raises `StoreDamagedError`.
+def read_roots(backend: Backend, identity: Identity, forgotten: frozenset[str]) -> list[tuple[Point, bool]]:
+    """All points, and those in the trash but for the keys in `forgotten`; True if it was found in the trash.
+
+    Raises `StoreDamagedError`.
 
     Points before the trash: what is moved from one to the other meanwhile is seen.
     """
-    found: dict[PointName, Point] = {}
+    found: dict[PointName, tuple[Point, bool]] = {}
     for _ in range(_LOOKS):
         for prefix in (POINTS, TRASH):
             for key, _ in backend.list(prefix):
@@ -30,7 +32,7 @@ def read_roots(backend: Backend, identity: Identity, forgotten: frozenset[str]) 
                 if name is None or name in found or key in forgotten:
                     continue
                 if (point := _read(backend, identity, key, name)) is not None:
-                    found[name] = point
+                    found[name] = point, prefix == TRASH
     return list(found.values())
 
 

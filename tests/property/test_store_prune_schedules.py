@@ -1,0 +1,267 @@
+"""Backups, forgetting and prunes of one store at once, step by step in thousands of orders, with crashes.
+
+Whatever the order, every restore point that there is restores byte for byte. And taking any one of its precautions away
+from the protocol is found out: the search is good enough to be believed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import count
+from typing import Any
+
+import pytest
+
+from mover.errors import FencedError, StoreDamagedError
+from mover.store import Patience, Store, Writer, index, roots, store
+from mover.store.identity import Identity
+from mover.store.index import Index, IndexView
+from mover.store.lease import Lease
+from mover.store.names import CONDEMNED, PointName, condemned_key
+from mover.store.prune import Prune
+from mover.store.reach import Reach
+from tests.store_fixtures import CHUNK, noise, point_of, read_disk, text, write_disk
+from tests.store_schedules import Actor, MemoryBackend, Objects, play
+
+# Schedules looked at; a nightly run looks at more.
+SCHEDULES = int(os.environ.get("MOVER_PRUNE_SCHEDULES", "300"))
+# How many are tried to find out a protocol that lacks something.
+ENOUGH = 3000
+
+DISKS = {
+    0: text("a") + text("b") + text("c") + noise("d"),
+    1: text("a") + text("e") + text("c") + noise("f"),
+    2: text("g") + text("e") + text("h") + noise("f"),
+    3: text("x") + text("h") + noise("y"),
+}
+
+CASTS = [
+    ("full", "prune"),
+    ("full", "prune", "full too"),
+    ("incremental", "forget", "prune"),
+    ("full", "incremental", "prune"),
+    ("full", "prune", "prune too"),
+    ("incremental", "forget", "prune", "prune too"),
+    ("full", "incremental", "prune", "full too", "forget", "prune too"),
+]
+
+
+@cache
+def beginning() -> tuple[tuple[str, bytes], ...]:
+    """A store with points of two VMs, of which some are forgotten, and data that nobody needs."""
+    backend = MemoryBackend({})
+    made = Store.create(backend, compression="zstd:1")
+    points = []
+    for number, vm in ((0, "one"), (1, "one"), (2, "two"), (3, "one")):
+        with made.writer() as writer:
+            if number != 2:
+                writer.seal(memoryview(noise(f"waste {number}")))
+            root = write_disk(writer, DISKS[number])
+            points.append(writer.commit(point_of(root, len(DISKS[number]), number, vm)))
+    assert [point.id for point in made.forget([made.point(points[0])])] == points[:1]
+    with made.writer() as writer:
+        writer.seal(memoryview(text("garbage") + noise("left behind")))
+    return tuple(backend.objects.items())
+
+
+@dataclass
+class Play:
+    """One schedule: what is written, by the time of the point."""
+
+    objects: Objects = field(default_factory=lambda: dict(beginning()))
+    disks: dict[int, bytes] = field(default_factory=lambda: dict(DISKS))
+
+    def open(self, actor: Actor) -> Store:
+        return Store.open(MemoryBackend(self.objects, actor.step))
+
+    def write(self, created: int, disk: bytes) -> Callable[[Actor], None]:
+        """A full backup that has much in common with what nobody needs any more."""
+        self.disks[created] = disk
+
+        def work(actor: Actor) -> None:
+            opened = self.open(actor)
+            assert opened._index.view.segments
+            with opened.writer() as writer:
+                self._commit(writer, point_of(write_disk(writer, disk), len(disk), created, f"full{created}"))
+
+        return work
+
+    def write_onto_base(self, created: int, vm: str) -> Callable[[Actor], None]:
+        """An incremental: most of its chunks are those of its base, the oldest point, and never looked up."""
+
+        def work(actor: Actor) -> None:
+            opened = self.open(actor)
+            with opened.writer() as writer:
+                base = next(point for point in opened.points() if point.record.vm_name == vm).record
+                old = self.disks[int(base.created)]
+                self.disks[created] = new = noise(created) + old[CHUNK:]
+                disk = base.disks[0]
+                root = write_disk(writer, new, [0], base=disk.root, base_size=disk.size)
+                self._commit(writer, point_of(root, len(new), created, vm))
+
+        return work
+
+    @staticmethod
+    def _commit(writer: Writer, record: Any) -> None:
+        writer.commit(record)
+
+    def forget(self, vm: str) -> Callable[[Actor], None]:
+        """Forget what is forgettable of a VM, again and again."""
+
+        def work(actor: Actor) -> None:
+            opened = self.open(actor)
+            for _ in range(3):
+                opened.forget([point for point in opened.points() if point.record.vm_name == vm][:-1])
+
+        return work
+
+    def prune(self) -> Callable[[Actor], None]:
+        def work(actor: Actor) -> None:
+            ticks = count()
+            patience = Patience(silence=4, poll=1, clock=lambda: float(next(ticks)), sleep=actor.sleep)
+            self.open(actor).prune(min_live=0.9, patience=patience)
+
+        return work
+
+    def check(self) -> None:
+        """Every point restores, and once more after a prune that nobody disturbs, which leaves nothing behind."""
+        self._restores(Store.open(MemoryBackend(self.objects)))
+        last = Store.open(MemoryBackend(self.objects))
+        ticks = count()
+        last.prune(patience=Patience(1, 0, lambda: float(next(ticks)), lambda _: None))
+        self._restores(last)
+
+    def _restores(self, opened: Store) -> None:
+        for point in opened.points():
+            disk = point.record.disks[0]
+            assert read_disk(opened, disk.root, disk.size) == self.disks[int(point.record.created)]
+        left = {int(point.record.created) for point in opened.points()}
+        assert 2 in left and left & {3, 11}, "the newest points are never forgotten"
+
+
+def scene(seed: int) -> tuple[Play, dict[str, Callable[[Actor], None]], dict[str, int]]:
+    """Who takes part in the schedule `seed`, and who dies."""
+    now = Play()
+    garbage = text("garbage") + noise("left behind") + text("b") + noise("d") + text(seed)
+    everybody = {
+        "full": now.write(10, garbage),
+        "incremental": now.write_onto_base(11, "one"),
+        "prune": now.prune(),
+        "full too": now.write(12, noise("left behind") + text("b")),
+        "forget": now.forget("one"),
+        "prune too": now.prune(),
+    }
+    cast = CASTS[seed % len(CASTS)]
+    rng = random.Random(f"deaths {seed}")
+    deaths = {rng.choice(cast): rng.randint(1, 60)} if rng.random() < 0.3 else {}
+    return now, {name: everybody[name] for name in cast}, deaths
+
+
+def run(seed: int) -> set[str]:
+    """Play one schedule and check what is left; what went on in it."""
+    now, works, deaths = scene(seed)
+    actors = play(seed, works, deaths)
+    seen = {f"{name} died" for name, actor in actors.items() if actor.steps >= deaths.get(name, 1 << 30)}
+    for actor in actors.values():
+        if isinstance(actor.failure, FencedError):
+            seen.add("fenced")
+        elif actor.failure is not None:
+            raise actor.failure
+    now.check()
+    return seen
+
+
+def test_no_order_of_steps_loses_anything() -> None:
+    seen: set[str] = set()
+    for seed in range(SCHEDULES):
+        try:
+            seen |= run(seed)
+        except BaseException as error:
+            error.add_note(f"schedule {seed}")
+            raise
+    assert {"fenced", "prune died", "full died", "incremental died"} <= seen
+
+
+class LateLease(Lease):
+    """Taken only once the index has been looked at."""
+
+    def __init__(self, backend: Any, wid: bytes) -> None:
+        self._late = (backend, wid)
+        self.wid = wid
+
+    def renew_if_due(self) -> None:
+        if self._late:
+            (backend, wid), self._late = self._late, ()
+            super().__init__(backend, wid)
+
+    def release(self) -> None:
+        if not self._late:
+            super().release()
+
+
+class NoLease(LateLease):
+    def renew_if_due(self) -> None:
+        pass
+
+
+def index_before_condemned(backend: MemoryBackend, identity: Identity, real: Any = index._open_all) -> IndexView:
+    """The index as it was one step before the condemned packs are listed."""
+    backend.step()
+    before = {key: data for key, data in backend.objects.items() if not key.startswith(CONDEMNED)}
+    backend.step()
+    condemned = {key: data for key, data in backend.objects.items() if key.startswith(CONDEMNED)}
+    view: IndexView = real(MemoryBackend(before | condemned), identity)
+    return view
+
+
+def cached_index(self: Index, real: Any = Index.reload) -> IndexView:
+    return self._view or real(self)
+
+
+def first_roots(self: Prune, real: Any = Prune._roots) -> Any:
+    if not hasattr(self, "first"):
+        self.first = real(self)  # type: ignore[attr-defined]
+    return self.first
+
+
+def condemned_no_longer_first(self: Prune, plan: Any, real: Any = Prune._delete) -> None:
+    self._backend.delete(condemned_key(self.wid))
+    real(self, plan)
+
+
+def forget_at_once(backend: MemoryBackend, name: PointName) -> bool:
+    backend.delete(name.key)
+    return True
+
+
+MUTATIONS: dict[str, tuple[Any, str, Any]] = {
+    "the index is looked at before the lease is taken": (store, "Lease", LateLease),
+    "writers take no lease": (store, "Lease", NoLease),
+    "a prune does not wait for writers": (Prune, "_wait_for_writers", lambda self: None),
+    "a silent writer is given up, and not shut out": (Prune, "_fence", lambda self, wid: None),
+    "points are not looked at again": (Prune, "_roots", first_roots),
+    "the index is listed before the condemned packs": (index, "_open_all", index_before_condemned),
+    "writers count on condemned packs": (index, "read_condemned", lambda *_: ({}, [])),
+    "an index that was loaded before is used": (Index, "reload", cached_index),
+    "condemned no longer before they are gone": (Prune, "_delete", condemned_no_longer_first),
+    "what is needed is not copied": (Reach, "needed_in", lambda self, packs: []),
+    "forgetting leaves no trace": (roots, "_move", forget_at_once),
+}
+
+
+@pytest.mark.parametrize("missing", MUTATIONS)
+def test_each_step_is_needed(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    beginning()
+    owner, name, replacement = MUTATIONS[missing]
+    monkeypatch.setattr(owner, name, replacement)
+    cast = 2 if missing == "forgetting leaves no trace" else 0
+    for seed in range(cast, ENOUGH * len(CASTS), len(CASTS)):
+        try:
+            run(seed)
+        except (AssertionError, StoreDamagedError):
+            return
+    pytest.fail(f"{ENOUGH} schedules are all well although {missing}")
