@@ -166,11 +166,35 @@ class Turns:
         return self._order[0]
 
 
-def play(seed: int, works: dict[str, Callable[[Actor], None]], deaths: dict[str, int]) -> dict[str, Actor]:
-    """Run all to their end, in the order that `seed` gives; `deaths` says who dies at which step."""
+class Script:
+    """Turns as written down: so many steps of this one, then of that one; at the end each in turn to its end."""
+
+    def __init__(self, script: Sequence[tuple[str, int]], actors: Sequence[Actor]) -> None:
+        by_name = {actor.name: actor for actor in actors}
+        self._left = [(by_name[name], steps) for name, steps in script] + [(actor, END) for actor in actors]
+
+    def next(self) -> Actor:
+        """The first that is to go on and has not ended."""
+        while self._left[0][0].done or not self._left[0][1]:
+            self._left.pop(0)
+        actor, steps = self._left[0]
+        self._left[0] = actor, steps - 1
+        return actor
+
+
+# More steps than anybody takes.
+END = 1 << 30
+
+
+def play(
+    schedule: int | Sequence[tuple[str, int]],
+    works: dict[str, Callable[[Actor], None]],
+    deaths: dict[str, int],
+) -> dict[str, Actor]:
+    """Run all to their end, in an order made from a seed, or as scripted; `deaths` says who dies at which step."""
     turn = Condition()
     actors = [Actor(name, turn, work, deaths.get(name)) for name, work in works.items()]
-    turns = Turns(seed, actors)
+    turns = Turns(schedule, actors) if isinstance(schedule, int) else Script(schedule, actors)
     for actor in actors:
         actor.thread.start()
     with turn:
