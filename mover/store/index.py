@@ -171,7 +171,12 @@ class Index:
 
     def add(self, name: SegmentName) -> None:
         """Use a segment that was just published. Its packs are as usable as they are in those it replaces."""
-        data = self.backend.map(name.key)
+        try:
+            data = self.backend.map(name.key)
+        except ObjectMissingError:
+            # Somebody has merged it already.
+            self.reload()
+            return
         segment = segments.parse(self.identity, data)
         with self._lock:
             view = self._view or load(self.backend, self.identity)
