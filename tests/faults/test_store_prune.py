@@ -1,0 +1,288 @@
+"""Pruning in a directory: what is given back, what stays, and that no power cut, damage or interruption loses data."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from mover.errors import FencedError, StoreDamagedError
+from mover.store import Patience, PruneReport, Store
+from mover.store.directory import DirectoryBackend
+from mover.store.names import PointName
+from mover.store.point import FENCE
+from tests.format_reader import Reader
+from tests.power_cut import CutDisk, Op, RecordingOps
+from tests.store_fixtures import CHUNK, back_up, files_of, noise, point_of, restore, small_packs, text, write_disk
+
+
+def impatient() -> Patience:
+    ticks = count()
+    return Patience(silence=5, poll=0, clock=lambda: float(next(ticks)), sleep=lambda _: None)
+
+
+def forget(store: Store, *points: str) -> list[str]:
+    return [point.id for point in store.forget([store.point(point) for point in points])]
+
+
+def packs(path: Path) -> int:
+    return sum(file.stat().st_size for file in files_of(path / "packs"))
+
+
+def old_disk() -> bytes:
+    return b"".join(noise(number) for number in range(10))
+
+
+def new_disk() -> bytes:
+    return old_disk()[: 2 * CHUNK] + b"".join(noise(number) for number in range(20, 28))
+
+
+def test_space_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = Store.create(path)
+    old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
+    before = packs(path)
+    assert store.prune() == PruneReport(2, 20, 4, 0, 0, 0, 0, 0), "everything is needed"
+    would = store.would_prune([store.point(old)])
+    assert packs(path) == before and len(store.points()) == 2
+    assert forget(store, old) == [old]
+    did = store.prune()
+    assert (did.deleted, did.repacked, did.points, did.records) == (2, 1, 1, 11)
+    assert (would.deleted, would.repacked, would.freed) == (did.deleted, did.repacked, did.freed)
+    assert before - packs(path) > 7 * CHUNK
+    assert did.copied < 3 * CHUNK
+    assert {file.parent.name for file in files_of(path)} & {"cond", "lease", "trash"} == set()
+    for opened in (store, Store.open(path)):
+        assert restore(opened, new) == new_disk()
+        assert list(opened.verify(deep=True)) == []
+    assert len(Reader(path).places) == 11, "ten chunks and a page, says a reader of the format alone"
+    with Store.open(path).writer() as writer:
+        assert writer.seal(memoryview(old_disk())).new == 8 * CHUNK
+        assert writer.seal(memoryview(new_disk())).new == 0
+
+
+def test_what_is_mostly_needed_stays_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = Store.create(path)
+    with store.writer() as writer:
+        writer.seal(memoryview(noise("unneeded", 2 * CHUNK)))
+        writer.commit(point_of(write_disk(writer, old_disk()), len(old_disk())))
+    assert store.prune().deleted == 0
+    did = store.prune(min_live=0.95)
+    assert (did.deleted, did.repacked) == (1, 1)
+    assert did.freed - did.copied > 2 * CHUNK
+    assert restore(Store.open(path), "latest") == old_disk()
+
+
+def test_tiny_records_are_not_copied_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = Store.create(path)
+    disk = b"".join(text(number) for number in range(300))
+    back_up(store, disk)
+    assert store.prune(min_live=1.0).deleted == 0
+    assert restore(store, "latest") == disk
+
+
+def test_what_is_never_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = Store.create(path)
+    points = [back_up(store, text(number), number, vm) for number, vm in enumerate(["one", "two", "one"])]
+    assert forget(store, *points) == [points[0]], "one of each VM stays"
+    with store.writer() as writer:
+        first, second = (
+            writer.commit(point_of(write_disk(writer, text(number)), CHUNK, number, "one")) for number in (5, 6)
+        )
+        assert forget(Store.open(path), first) == [], "a run that is writing"
+    assert forget(store, first) == [first]
+    assert {point.id for point in Store.open(path).points()} == {points[1], points[2], second}
+
+
+def test_a_silent_writer_is_shut_out(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    back_up(Store.create(path), text("other"), 0)
+    with pytest.raises(FencedError), Store.open(path).writer() as writer:
+        kept = writer.commit(point_of(write_disk(writer, text(1)), CHUNK, 1))
+        root = write_disk(writer, noise(2))
+        writer.flush()
+        with Store.open(path).writer() as garbage:
+            garbage.seal(memoryview(noise("garbage")))
+        did = Store.open(path).prune(patience=impatient())
+        assert (did.fenced, did.deleted) == (1, 1)
+        assert (path / PointName(writer.wid, 1).key).read_bytes() == FENCE
+        with pytest.raises(FencedError):
+            writer.renew()
+        writer.commit(point_of(root, CHUNK, 2))
+    assert not list((path / "lease").iterdir())
+    assert restore(Store.open(path), kept) == text(1)
+    assert list(Store.open(path).verify(deep=True)) == []
+
+
+def test_signs_of_life_are_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = Store.create(path)
+    with Store.open(path).writer() as garbage:
+        garbage.seal(memoryview(noise("garbage")))
+    writer = Store.open(path).writer()
+    root = write_disk(writer, noise("garbage"))
+    ticks, sleeps = count(), count()
+
+    def sleep(_: float) -> None:
+        if next(sleeps) < 30:
+            writer.renew()
+        else:
+            with writer:
+                writer.commit(point_of(root, CHUNK))
+
+    did = store.prune(patience=Patience(silence=8, poll=0, clock=lambda: float(next(ticks)), sleep=sleep))
+    assert (did.fenced, next(sleeps)) == (0, 31)
+    assert (did.deleted, did.repacked) == (1, 0), "what it counted on was copied"
+    assert did.copied > CHUNK
+    assert restore(Store.open(path), "latest") == noise("garbage")
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", range(0, 40, 3))
+def test_an_interrupted_prune_is_finished_by_the_next(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "store"
+    store = small_packs(Store.create(path), CHUNK)
+    old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
+    forget(store, old)
+    steps = count()
+
+    def stop(*_: object) -> None:
+        if next(steps) == at:
+            raise _Stop
+
+    try:
+        store.prune(progress=stop)
+    except _Stop:
+        assert restore(Store.open(path), new) == new_disk()
+    Store.open(path).prune()
+    assert packs(path) < 11.2 * CHUNK
+    assert not list((path / "cond").iterdir())
+    assert restore(Store.open(path), new) == new_disk()
+    assert list(Store.open(path).verify(deep=True)) == []
+
+
+def test_damage_stops_a_prune(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = Store.create(path)
+    old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
+    forget(store, old)
+    before = packs(path)
+    for folder in ("points", "index"):
+        for at in (70, -10):
+            file = files_of(path / folder)[0]
+            intact = file.read_bytes()
+            data = bytearray(intact)
+            data[at] ^= 1
+            file.chmod(0o600)
+            file.write_bytes(data)
+            with pytest.raises(StoreDamagedError):
+                Store.open(path).prune()
+            file.write_bytes(intact)
+    lost = files_of(path / "packs")[0]
+    lost.rename(tmp_path / "lost")
+    with pytest.raises(StoreDamagedError, match=new):
+        Store.open(path).prune()
+    (tmp_path / "lost").rename(lost)
+    assert packs(path) == before
+    Store.open(path).prune()
+    assert restore(Store.open(path), new) == new_disk()
+
+
+def test_a_damaged_record_is_not_copied(tmp_path: Path) -> None:
+    """The pack it is in stays, so that nothing is lost that could be recovered."""
+    path = tmp_path / "store"
+    store = Store.create(path)
+    old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
+    forget(store, old)
+    (pack,) = (file for file in files_of(path / "packs") if noise(1)[:100] in file.read_bytes())
+    pack.chmod(0o600)
+    data = bytearray(pack.read_bytes())
+    data[data.index(noise(1)[:100])] ^= 1
+    pack.write_bytes(data)
+    did = Store.open(path).prune()
+    assert [one.split(":")[0] for one in did.damaged] == [str(pack.relative_to(path))]
+    assert pack.exists()
+    with pytest.raises(StoreDamagedError):
+        restore(Store.open(path), new)
+    data[data.index(noise(1)[1:100]) - 1] ^= 1
+    pack.write_bytes(data)
+    Store.open(path).prune()
+    assert not pack.exists()
+    assert restore(Store.open(path), new) == new_disk()
+
+
+def record_a_prune(path: Path) -> tuple[list[Op], dict[str, bytes], str]:
+    ops = RecordingOps()
+    backend = DirectoryBackend(str(path), ops)
+    backend.make_root()
+    store = small_packs(Store.create(backend), CHUNK)
+    points = {back_up(store, disk, number): disk for number, disk in enumerate((old_disk(), new_disk()))}
+    old, _ = points
+    ops.note("begin")
+    forget(store, old)
+    ops.note("forgotten")
+    store.prune()
+    return ops.log, points, old
+
+
+def test_power_cuts_while_pruning(tmp_path: Path) -> None:
+    """Whatever comes back of what was deleted: every point that is there restores, and the next prune tidies up."""
+    log, points, old = record_a_prune(tmp_path / "store")
+    rng = random.Random(1)
+    disk = CutDisk()
+    notes: list[str] = []
+    looked = 0
+    for op in log:
+        disk.apply(op)
+        if op.call == "note":
+            notes.append(op.path)
+        if not notes or rng.random() < 0.5:
+            continue
+        left = tmp_path / "left"
+        left.mkdir()
+        disk.cut(rng, rng.choice([0.0, 0.3, 0.7]), str(tmp_path), left)
+        store = Store.open(left / "store")
+        listed = {point.id for point in store.points()}
+        assert set(points) - {old} <= listed <= set(points) - ({old} if "forgotten" in notes else set())
+        for _ in range(2):
+            assert all(restore(store, point) == points[point] for point in listed)
+            store.prune(patience=impatient())
+        assert list(Store.open(left / "store").verify(deep=True)) == []
+        looked += 1
+        shutil.rmtree(left)
+    assert looked > 20
+
+
+def test_readers_that_opened_the_store_before(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store = Store.create(path)
+    old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
+    reader = Store.open(path)
+    disk = reader.point(new).record.disks[0]
+    content = reader.disk(disk.root, disk.size)
+    assert len(list(content.extents())) == 1
+    forget(store, old)
+    assert store.prune().repacked == 1
+    out = bytearray(disk.size)
+    content.read_into(0, memoryview(out))
+    assert out == new_disk()
+
+
+def test_condemnations_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    point = back_up(Store.create(path), old_disk())
+    (path / "cond").mkdir()
+    (path / "cond" / ("0" * 32)).write_bytes(b"MVCOND\0\x01 and more")
+    for refused in (lambda: Store.open(path).writer(), lambda: Store.open(path).prune()):
+        with pytest.raises(StoreDamagedError):
+            refused()
+    assert restore(Store.open(path), point) == old_disk()
