@@ -310,7 +310,7 @@ class Prune:
         if damaged:
             raise StoreDamagedError(
                 f"{self._backend.location}/{damaged[0]} is damaged; nothing is deleted",
-                "`mover repair` makes the index anew from the packs",
+                "bring it back from a copy of the store",
             )
 
     def _report(self, plan: _Plan, copied: int) -> PruneReport:

@@ -115,7 +115,7 @@ class Records:
             raise StoreDamagedError(
                 f"the index of {self._backend.location} is damaged: it gives the record {run[0].id.hex()} "
                 f"{run[0].at.length} bytes",
-                "`mover repair` makes the index anew from the packs",
+                "bring it back from a copy of the store",
             )
         last = max(run, key=lambda one: one.at.offset)
         length = last.at.offset + HEADER_LENGTH + last.at.length - start
