@@ -1,0 +1,59 @@
+"""A server that answers one request at a time on each connection, after 5 ms: what more connections and hosts give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.child import call
+from bench.measure import Case, Check, interleave, ratio, seconds_of
+from bench.registry import Scenario, Setting
+from bench.servers import nbdkit
+
+_DELAYED = ("--filter=noparallel", "--filter=delay", "file")
+_EACH = ("rdelay=5ms", "serialize=requests")
+_ALL = ("rdelay=5ms", "serialize=all-requests")
+
+
+def run_connections(setting: Setting) -> Iterator[Case]:
+    """8 connections against 1."""
+    image = setting.image()
+    case = Case("8 connections and 1")
+    with nbdkit(*_DELAYED, str(image), *_EACH) as port:
+        place = {"ports": [port]}
+        samples = interleave(
+            setting.rounds,
+            {
+                "8": lambda: call("read", place=place, connections=8),
+                "1": lambda: call("read", place=place, connections=1),
+            },
+            warm_up=False,
+        )
+        case.failures += call("read_and_compare", place=place, image=str(image), connections=8).facts["failures"]
+    case.series = seconds_of(samples)
+    case.checks.append(Check("8 connections / 1", ratio(case.series["1"], case.series["8"]), 7.0, unit="x"))
+    case.check_rss(samples["8"])
+    yield case
+
+
+def run_hosts(setting: Setting) -> Iterator[Case]:
+    """Two hosts that each answer one request at a time over all connections, against one of them."""
+    image = setting.image()
+    case = Case("two hosts and one")
+    with nbdkit(*_DELAYED, str(image), *_ALL) as first, nbdkit(*_DELAYED, str(image), *_ALL) as second:
+        both, one = {"ports": [first, second]}, {"ports": [first]}
+        samples = interleave(
+            setting.rounds,
+            {"two": lambda: call("read", place=both), "one": lambda: call("read", place=one)},
+            warm_up=False,
+        )
+        case.failures += call("read_and_compare", place=both, image=str(image)).facts["failures"]
+    case.series = seconds_of(samples)
+    case.checks.append(Check("two hosts / one", ratio(case.series["one"], case.series["two"]), 1.9, unit="x"))
+    case.check_rss(samples["two"])
+    yield case
+
+
+SCENARIOS = (
+    Scenario("connections", "one request at a time, 5 ms each: 8 connections beside 1", run_connections),
+    Scenario("hosts", "two hosts that answer one request at a time, beside one", run_hosts),
+)

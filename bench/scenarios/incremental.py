@@ -1,0 +1,113 @@
+"""Changed granules into a store: merged reads, beside exact reads and beside reads of whole 2 MiB blocks.
+
+What has not changed is zeros here, which costs the readers of whole blocks less than it would elsewhere.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.child import call
+from bench.inputs import dirty_extents, make_sparse
+from bench.measure import Case, Check, MiB, Sample, interleave, ratio, seconds_of
+from bench.registry import Scenario, Setting
+from bench.servers import nbdkit, simulated_pool
+from protocol.extent import Extent, align, total
+
+_BLOCK = 2 * MiB
+_SHARES = (0.001, 0.01, 0.1)
+
+
+def run(setting: Setting) -> Iterator[Case]:
+    """nbdkit without latency, then the simulated pool's NBD servers with each latency."""
+    size = setting.pick(1024, 256, 64) * MiB
+    patterns = [(share, clustered) for share in _SHARES for clustered in (False, True)]
+    if setting.small:
+        patterns = [(0.01, False), (0.1, True)]
+    if setting.tiny:
+        patterns = [(0.01, False)]
+    for share, clustered in patterns:
+        extents = dirty_extents(size, share, clustered=clustered)
+        name = f"{share:.1%} dirty, {'clustered' if clustered else 'scattered'}"
+        with setting.scratch() as scratch:
+            disk = scratch / "disk"
+            make_sparse(disk, size, extents, setting.image())
+            with nbdkit("file", str(disk)) as port:
+                yield _case(setting, f"{name}, nbdkit", {"ports": [port]}, extents, disk, scratch, exact=True)
+            yield from _on_pool(setting, name, extents, disk, scratch)
+
+
+def _on_pool(setting: Setting, name: str, extents: list[Extent], disk: Path, scratch: Path) -> Iterator[Case]:
+    latencies = (0,) if setting.tiny else (0, 10) if setting.small else (0, 2, 10, 20)
+    with _pool_with(disk, extents, scratch) as (steer, place):
+        for latency in latencies:
+            steer("network", latency=latency / 1000)
+            yield _case(setting, f"{name}, pool, {latency} ms", place, extents, disk, scratch, exact=False)
+
+
+@contextmanager
+def _pool_with(disk: Path, extents: list[Extent], scratch: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A pool without TLS that has a snapshot with the content of `disk`."""
+    with simulated_pool(scratch / "pool", "--nbd", "insecure", "--plain-http") as pool:
+        made = pool.steer("make_vm", name="vm", sizes=[disk.stat().st_size])
+        pool.copy_in(made["vdis"][0], disk, extents)
+        taken = call("snapshot", place={"pool": pool.where, "vm": made["vm"]})
+        yield pool.steer, {"pool": pool.where, "vdi": taken.facts["vdis"][0]}
+
+
+def _case(
+    setting: Setting,
+    name: str,
+    place: dict[str, Any],
+    extents: list[Extent],
+    disk: Path,
+    scratch: Path,
+    *,
+    exact: bool,
+) -> Case:
+    case = Case(name)
+    dirty = total(extents)
+    blocks = align(extents, _BLOCK, disk.stat().st_size)
+    store = scratch / "store"
+
+    def reading(asked: list[Extent], *, merging: bool) -> Sample:
+        shutil.rmtree(store, ignore_errors=True)
+        return call("back_up", place=place, store=str(store), extents=asked, merging=merging)
+
+    samples = interleave(
+        setting.rounds,
+        {
+            "2 MiB blocks": lambda: reading(blocks, merging=False),
+            "exact": lambda: reading(extents, merging=False),
+            "ours": lambda: reading(extents, merging=True),
+        },
+    )
+    # The order of a round changes, so the store that is left need not be ours.
+    last = reading(extents, merging=True)
+    found = call("compare", store=str(store), point=last.facts["point"], images=[str(disk)])
+    case.failures += found.facts["failures"]
+    written = call("stored_bytes", store=str(store)).facts["all"]
+    mine = samples["ours"]
+    case.series = seconds_of(samples)
+    better = [min(pair) for pair in zip(case.series["exact"], case.series["2 MiB blocks"], strict=True)]
+    case.checks += [
+        Check("time / better of exact and 2 MiB", ratio(case.series["ours"], better), 1.1, "at most", "x"),
+        Check("bytes read / dirty", max(s.facts["read"] for s in mine) / dirty, 1.0 if exact else None, "at most", "x"),
+        Check("bytes new / dirty", max(s.facts["new"] for s in mine) / dirty, 1.0, "at most", "x"),
+        Check("2 MiB blocks: bytes read / dirty", samples["2 MiB blocks"][-1].facts["read"] / dirty, unit="x"),
+    ]
+    case.check_rss(mine)
+    case.facts = {
+        "dirty": dirty,
+        "stored": last.facts["stored"],
+        "store on disk": written,
+        "all but packed content / dirty": (written - last.facts["stored"]) / dirty,
+    }
+    return case
+
+
+SCENARIOS = (Scenario("incremental", "changed granules, beside exact reads and reads of 2 MiB blocks", run),)

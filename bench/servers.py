@@ -1,0 +1,77 @@
+"""Servers to read from: nbdkit, so that the server is nobody's excuse, and a simulated pool for its manners."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def nbdkit(*arguments: str) -> Iterator[int]:
+    """Run nbdkit with these arguments; yields its port. It inherits a socket that listens already."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        port = int(listener.getsockname()[1])
+        inherit = 'exec 3<&"$0"; LISTEN_PID=$$ LISTEN_FDS=1 exec nbdkit -f "$@"'
+        process = subprocess.Popen(
+            ["bash", "-c", inherit, str(listener.fileno()), *arguments], pass_fds=[listener.fileno()]
+        )
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclass(frozen=True)
+class SimulatedPool:
+    """`where` is what `mover simulate --json` printed."""
+
+    where: dict[str, Any]
+
+    def steer(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """One operation of its steering port. Raises `OSError` if it was refused."""
+        body = json.dumps({"op": operation, **arguments}).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.where["steering"], body, method="POST")) as answer:
+            return json.loads(answer.read())
+
+    def job(self, folder: Path, store: Path, more: str = "") -> Path:
+        """The file of a job for all its VMs into `store`."""
+        secret = folder / "secret"
+        if not secret.exists():
+            secret.touch(mode=0o600)
+            secret.write_text(self.where["password"] + "\n")
+        pins = json.dumps(self.where["fingerprints"])
+        path = folder / f"{store.name}.toml"
+        path.write_text(
+            f'[pool]\nurl = "{self.where["url"]}"\nusername = "{self.where["username"]}"\n'
+            f'password-file = "{secret}"\n'
+            + (f"fingerprint = {pins}\n" if self.where["url"].startswith("https") else "")
+            + f'[store]\nurl = "file://{store}"\n[[vms]]\nall = true\n{more}'
+        )
+        return path
+
+
+@contextmanager
+def simulated_pool(folder: Path, *arguments: str) -> Iterator[SimulatedPool]:
+    """Run `mover simulate` in a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "mover", "simulate", "--dir", str(folder), "--json", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "MOVER_STATE": str(folder)})
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        if not said:
+            raise RuntimeError("the simulated pool did not start")
+        yield SimulatedPool(json.loads(said))
+    finally:
+        process.terminate()
+        process.wait()
