@@ -151,3 +151,9 @@ class FencedError(MoverError):
 
     exit_code = 75
     transient = True
+
+
+class AddressError(MoverError):
+    """The address or socket to serve on cannot be had."""
+
+    exit_code = 26

@@ -21,6 +21,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _list(verbs)
     _show(verbs)
     _restore(verbs)
+    _serve(verbs)
     _verify(verbs)
     _prune(verbs)
     _simulate(verbs)
@@ -76,7 +77,7 @@ def _restore(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--job", metavar="JOB.toml", help="restore as a VM on the pool of this job")
     target.add_argument("--to", metavar="DIR", help="restore the disks to files in this folder")
-    parser.add_argument("--format", choices=("raw",), default="raw", help="of the files (--to)")
+    parser.add_argument("--format", choices=("raw", "vhd"), help="of the files (--to); default: raw")
     parser.add_argument("--disk", action="append", default=[], metavar="DISK", help="only this disk; repeatable")
     parser.add_argument("--sr", metavar="SR", help="where new disks go (--job): name or UUID")
     parser.add_argument("--name", metavar="NAME", help="the new VM's name (--job)")
@@ -90,6 +91,18 @@ def _restore(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         help="new MAC addresses or the original ones (--job); the default is new ones if the VM is still there",
     )
     _progress(parser)
+    _json(parser)
+
+
+def _serve(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("serve", help="serve the disks of a point over NBD, read-only, until interrupted")
+    parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
+    parser.add_argument("point", metavar="POINT", help='an id or its beginning, a VM (its newest point), or "latest"')
+    parser.add_argument("--disk", action="append", default=[], metavar="DISK", help="only this disk; repeatable")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--port", type=int, metavar="N", help="TCP port (default: 10809; 0 takes any that is free)")
+    place.add_argument("--socket", metavar="PATH", help="a Unix socket instead of a port")
+    parser.add_argument("--address", metavar="A", help="where the port is open (default: 127.0.0.1, this machine only)")
     _json(parser)
 
 

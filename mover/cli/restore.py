@@ -14,7 +14,7 @@ from mover.errors import UsageError
 from mover.events import Emit, VmStarted
 from mover.printable import printable
 from mover.report.view import open_view
-from mover.restore.files import restore_to_files
+from mover.restore.files import Format, restore_to_files
 from mover.restore.options import RestoreOptions
 from mover.restore.pool import restore_to_pool
 from mover.run import join_pool
@@ -25,6 +25,8 @@ async def main(options: argparse.Namespace) -> int:
     """Restore a point to a pool or to files."""
     if options.to is not None:
         _refuse_pool_options(options)
+    elif options.format is not None:
+        raise UsageError("--format is for restores to files (--to), not to a pool")
     target = _pool_options(options)
     job = job_of(options.job) if options.job is not None else None
     store = store_of(options.store)
@@ -32,7 +34,7 @@ async def main(options: argparse.Namespace) -> int:
     with open_view(options.progress, sys.stderr) as emit:
         emit(VmStarted(vm=point.record.vm_uuid, name=point.record.vm_name, strategy=point.record.strategy))
         if job is None:
-            files = await _to_files(store, point, Path(options.to), options.disk, emit)
+            files = await _to_files(store, point, Path(options.to), options.disk, options.format or "raw", emit)
             result: object = {"files": [str(file) for file in files]}
             lines = [str(file) for file in files]
         else:
@@ -44,9 +46,11 @@ async def main(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _to_files(store: Store, point: Point, directory: Path, disks: list[str], emit: Emit) -> list[Path]:
+async def _to_files(
+    store: Store, point: Point, directory: Path, disks: list[str], form: Format, emit: Emit
+) -> list[Path]:
     try:
-        return await restore_to_files(store, point, directory, disks=disks, emit=emit)
+        return await restore_to_files(store, point, directory, disks=disks, form=form, emit=emit)
     except OSError as error:
         raise UsageError(f"cannot write {error.filename or directory}: {error.strerror}") from error
 

@@ -25,6 +25,7 @@ _MODULES = {
     "list": "mover.cli.points",
     "show": "mover.cli.points",
     "restore": "mover.cli.restore",
+    "serve": "mover.cli.serve",
     "verify": "mover.cli.verify",
     "prune": "mover.cli.prune",
     "simulate": "mover.cli.simulate",

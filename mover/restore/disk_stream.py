@@ -11,11 +11,12 @@ from mover.events import Emit
 from mover.failure import as_mover_error
 from mover.pipeline.outflow import blocks_in_order
 from mover.restore.progress import RestoreProgress
+from mover.restore.vhd import vhd_stream
 from mover.store import DiskReader, Point, PointDisk, Store
 from protocol.arena import Arena
 from protocol.errors import ProtocolError
-from protocol.extent import Extent, align, split, total
-from protocol.vhd import BLOCK_SIZE, MAX_SIZE, VhdWriter, stream_length
+from protocol.extent import Extent, split, total
+from protocol.vhd import MAX_SIZE
 from protocol.xapi import Transfers
 
 
@@ -51,9 +52,7 @@ async def _import(
     extents = await loop.run_in_executor(executor, lambda: list(reader.extents()))
     progress = RestoreProgress(point.record.vm_uuid, disk, total(extents), emit)
     if disk.size <= MAX_SIZE:
-        blocks = list(_vhd_blocks(extents, disk.size))
-        length = stream_length(disk.size, len(blocks))
-        body = _vhd_stream(reader, disk.size, blocks, arena, executor, progress)
+        length, body = vhd_stream(reader, extents, arena, executor, progress)
         async with aclosing(body):
             await transfers.import_vdi(vdi, format="vhd", length=length, body=body)
     else:
@@ -61,35 +60,6 @@ async def _import(
         async with aclosing(body):
             await transfers.import_vdi(vdi, format="raw", length=disk.size, body=body)
     progress.finish()
-
-
-def _vhd_blocks(extents: list[Extent], size: int) -> list[Extent]:
-    """The blocks of a VHD that hold any of `extents`; the last may be cut by the disk's end."""
-    return [
-        Extent(offset, min(BLOCK_SIZE, size - offset))
-        for run in align(extents, BLOCK_SIZE, size)
-        for offset in range(run.offset, run.end, BLOCK_SIZE)
-    ]
-
-
-async def _vhd_stream(
-    reader: DiskReader,
-    size: int,
-    blocks: list[Extent],
-    arena: Arena,
-    executor: Executor,
-    progress: RestoreProgress,
-) -> AsyncGenerator[bytes | memoryview, None]:
-    writer = VhdWriter(size, [block.offset // BLOCK_SIZE for block in blocks], creator=b"tap\0")
-    yield writer.head()
-    async with aclosing(blocks_in_order(reader, blocks, arena, executor)) as contents:
-        async for block, view in contents:
-            yield writer.block_prefix()
-            yield view
-            if block.length < BLOCK_SIZE:
-                yield bytes(BLOCK_SIZE - block.length)
-            progress.add(block.length)
-    yield writer.trailer()
 
 
 async def _raw_stream(

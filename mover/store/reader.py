@@ -29,15 +29,22 @@ class DiskReader:
         self._chunks = count_chunks(size, chunk_size)
         self._tree = StoredTree(cache, root, self._chunks)
 
-    def extents(self) -> Iterator[Extent]:
-        """The parts that are stored, in order; everything else is zeros. Holes are skipped subtree by subtree."""
-        return self.diff(ZERO_ID, 0)
+    def extents(self, within: Extent | None = None) -> Iterator[Extent]:
+        """The parts that are stored, in order; everything else is zeros. Holes are skipped subtree by subtree.
+
+        Of `within`, only what it takes to answer for this part is read; extents are whole chunks that reach into it.
+        """
+        return self._differing(ZERO_ID, 0, within or Extent(0, self.size))
 
     def diff(self, root: bytes, size: int) -> Iterator[Extent]:
         """The parts of this disk that differ from the content `root` of `size` bytes, in order, by whole chunks."""
+        return self._differing(root, size, Extent(0, self.size))
+
+    def _differing(self, root: bytes, size: int, within: Extent) -> Iterator[Extent]:
         other = StoredTree(self._cache, root, count_chunks(size, self._chunk_size))
+        chunks = range(within.offset // self._chunk_size, count_chunks(min(within.end, self.size), self._chunk_size))
         start = end = 0
-        for first, count in differing_chunks(self._cache, self._tree, other):
+        for first, count in differing_chunks(self._cache, self._tree, other, chunks):
             if first > end:
                 if end > start:
                     yield self._extent(start, end)

@@ -12,26 +12,35 @@ from mover.store.pages import NO_IDS, PageCache, StoredTree
 Enter = Callable[[int, bytes], bool]
 
 
-def differing_chunks(cache: PageCache, tree: StoredTree, other: StoredTree) -> Iterator[tuple[int, int]]:
-    """Runs (first chunk, count) within `tree` whose ids differ from those of `other`, in order."""
+def differing_chunks(
+    cache: PageCache, tree: StoredTree, other: StoredTree, within: range | None = None
+) -> Iterator[tuple[int, int]]:
+    """Runs (first chunk, count) within `tree` whose ids differ from those of `other`, in order.
+
+    `within` are chunks; pages that hold none of them are not looked at.
+    """
     level = tree.root_level
-    for first, ours, theirs in _differing_leaves(cache, tree, other, level, 0, tree.ids(level, 0)):
-        yield from _runs(first, ours, theirs, tree.chunks)
+    bounds = range(tree.chunks) if within is None else within
+    for first, ours, theirs in _differing_leaves(cache, tree, other, bounds, level, 0, tree.ids(level, 0)):
+        yield from _runs(first, ours, theirs, bounds)
 
 
 def _differing_leaves(
-    cache: PageCache, tree: StoredTree, other: StoredTree, level: int, number: int, ours: bytes
+    cache: PageCache, tree: StoredTree, other: StoredTree, within: range, level: int, number: int, ours: bytes
 ) -> Iterator[tuple[int, bytes, bytes]]:
-    """First chunk and both sets of ids of every leaf below a page of `tree` that may differ."""
+    """First chunk and both sets of ids of every leaf below a page of `tree` that may differ and meets `within`."""
     theirs = _ids_of(other, level, number)
     if theirs is not None and ours == theirs:
         return
     if level == 0:
         yield number * FANOUT, ours, theirs or NO_IDS
         return
-    positions = [at for at in range(FANOUT) if theirs is None or _at(ours, at) != _at(theirs, at)]
+    reach = int(FANOUT**level)
+    low = max(within.start // reach - number * FANOUT, 0)
+    high = min(-(-within.stop // reach) - number * FANOUT, FANOUT)
+    positions = [at for at in range(low, high) if theirs is None or _at(ours, at) != _at(theirs, at)]
     for at, child in zip(positions, cache.get_many(level - 1, [_at(ours, at) for at in positions]), strict=True):
-        yield from _differing_leaves(cache, tree, other, level - 1, number * FANOUT + at, child)
+        yield from _differing_leaves(cache, tree, other, within, level - 1, number * FANOUT + at, child)
 
 
 def _ids_of(tree: StoredTree, level: int, number: int) -> bytes | None:
@@ -41,10 +50,10 @@ def _ids_of(tree: StoredTree, level: int, number: int) -> bytes | None:
     return tree.ids(level, number)
 
 
-def _runs(first: int, ours: bytes, theirs: bytes, chunks: int) -> Iterator[tuple[int, int]]:
+def _runs(first: int, ours: bytes, theirs: bytes, within: range) -> Iterator[tuple[int, int]]:
     start = None
-    last = min(FANOUT, chunks - first)
-    for at in range(last):
+    last = min(FANOUT, within.stop - first)
+    for at in range(max(within.start - first, 0), last):
         if _at(ours, at) != _at(theirs, at):
             start = at if start is None else start
         elif start is not None:

@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from errno import EINVAL, EOVERFLOW, EPERM
 from typing import Protocol
 
+from protocol.extent import Extent, split
 from protocol.nbd.channel import PIECE, Channel, FileRun, MemoryRun, Run, SocketChannel, ZeroRun, cut, pieces
 from protocol.nbd.handshake import (
     ALLOCATION_ID,
@@ -34,6 +35,7 @@ from protocol.nbd.handshake import (
 
 __all__ = [
     "PIECE",
+    "STEP",
     "Channel",
     "Export",
     "FileRun",
@@ -61,6 +63,8 @@ _HOLE_AND_ZERO = 3
 _SECTOR = 512
 _MAX_REQUEST = 32 << 20
 _MAX_STATUS = 4096
+# A modern read is taken from the export in parts that end at multiples of this.
+STEP = 2 << 20
 
 
 class RefusedError(Exception):
@@ -76,7 +80,11 @@ class RequestError(Exception):
 
 
 class Export(Protocol):
-    """What is served. Both methods are asked for ranges within `size` only, and may raise `RequestError`."""
+    """What is served. Both methods are asked for ranges within `size` only, and may raise `RequestError`.
+
+    With modern manners `runs` is asked for one part of a read after the other, none of which crosses a multiple of
+    `STEP`; what it gave for one is no longer needed when it is asked for the next. `allocation` may answer for less.
+    """
 
     @property
     def size(self) -> int: ...
@@ -205,23 +213,38 @@ async def _serve_modern(channel: Channel, export: Export, handshake: Handshake) 
             elif handshake.structured:
                 await _send_chunks(channel, export, handle, offset, length, whole=bool(flags & _FLAG_DF))
             else:
-                runs = await export.runs(offset, length)
-                await channel.send(_SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, handle), more=True)
-                for run in runs:
-                    await channel.send_run(run)
+                await _send_whole(channel, export, _SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, handle), offset, length)
         except RequestError as error:
             await _send_error(channel, handshake, handle, error.errno)
 
 
-async def _send_chunks(channel: Channel, export: Export, handle: int, offset: int, length: int, *, whole: bool) -> None:
-    """A read as structured replies: holes cost nothing, unless the client wants one piece."""
-    runs = await export.runs(offset, length)
-    end = offset + length
-    if whole:
-        await channel.send(_chunk(_DONE, _OFFSET_DATA, handle, 8 + length) + struct.pack(">Q", offset), more=True)
+async def _send_whole(channel: Channel, export: Export, head: bytes, offset: int, length: int) -> None:
+    """`head` and all of a range. An error in the middle can only end the connection."""
+    for number, part in enumerate(split([Extent(offset, length)], STEP)):
+        try:
+            runs = await export.runs(*part)
+        except RequestError as error:
+            if number == 0:
+                raise
+            raise ConnectionAbortedError(f"errno {error.errno} in the middle of a reply") from error
+        if number == 0:
+            await channel.send(head, more=True)
         for run in runs:
             await channel.send_run(run)
-        return
+
+
+async def _send_chunks(channel: Channel, export: Export, handle: int, offset: int, length: int, *, whole: bool) -> None:
+    """A read as structured replies: holes cost nothing, unless the client wants one piece."""
+    if whole:
+        head = _chunk(_DONE, _OFFSET_DATA, handle, 8 + length) + struct.pack(">Q", offset)
+        return await _send_whole(channel, export, head, offset, length)
+    for part in split([Extent(offset, length)], STEP):
+        await _send_part(channel, await export.runs(*part), handle, part.offset, offset + length)
+    return None
+
+
+async def _send_part(channel: Channel, runs: Iterable[Run], handle: int, offset: int, end: int) -> None:
+    """Chunks for a part of a read; the one that reaches `end` is the last."""
     for run in runs:
         done = _DONE if offset + run.length == end else 0
         if isinstance(run, ZeroRun):

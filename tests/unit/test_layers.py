@@ -1,6 +1,6 @@
 """Who may import whom. Read from the source, imports inside functions included.
 
-mover/cli > demo > run > restore > backup > source > pipeline > store > protocol/
+mover/cli > demo > run > serve > restore > backup > source > pipeline > store > protocol/
 """
 
 import ast
@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mover.source",),
     ("mover.backup",),
     ("mover.restore",),
+    ("mover.serve",),
     ("mover.run",),
     ("mover.demo",),
     ("mover.cli",),

@@ -1,0 +1,64 @@
+"""mover serve"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from mover.cli.opening import store_of
+from mover.cli.runner import say, show
+from mover.errors import NotFoundError, UsageError
+from mover.printable import printable, printable_lines
+from mover.serve.listener import Address, SocketAddress, TcpAddress
+from mover.serve.point import serve_point
+from mover.store import PointDisk
+from mover.units import format_size
+
+_PORT = 10809
+
+
+async def main(options: argparse.Namespace) -> int:
+    """Serve the disks of a point until interrupted."""
+    where = _address(options)
+    store = store_of(options.store)
+    point = store.point(options.point)
+    if not point.record.disks:
+        raise NotFoundError(f"point {point.id} of {point.record.vm_name} has no disks")
+
+    def ready(there: Address, disks: Sequence[PointDisk]) -> None:
+        if options.json:
+            fields = [
+                {"uri": there.uri(disk.position), "position": disk.position, "name": disk.name, "size": disk.size}
+                for disk in disks
+            ]
+            show(msgspec.json.encode({"point": point.id, "disks": fields}).decode())
+            return
+        for disk in disks:
+            show(f"{there.uri(disk.position)}\t{printable(disk.name)}\t{format_size(disk.size)}")
+
+    def warn(message: str) -> None:
+        say(printable_lines(f"warning: {message}"))
+
+    if isinstance(where, TcpAddress) and not _is_loopback(where.host):
+        warn(f"whoever can reach {where.host} can read these disks: there is neither a password nor encryption")
+    await serve_point(store, point, where, disks=options.disk, ready=ready, warn=warn)
+    return 0
+
+
+def _address(options: argparse.Namespace) -> Address:
+    if options.socket is None:
+        return TcpAddress(options.address or "127.0.0.1", _PORT if options.port is None else options.port)
+    if options.address is not None:
+        raise UsageError("--address is for a port, not for --socket")
+    return SocketAddress(Path(options.socket).absolute())
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

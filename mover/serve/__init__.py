@@ -1,0 +1,1 @@
+"""The disks of a restore point over NBD, without restoring them."""
