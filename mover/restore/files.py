@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal, TypeVarTuple
 
 from mover.backup.metadata import decode, encode
-from mover.errors import NotFoundError, TargetError, UsageError
+from mover.errors import TargetError, UsageError
 from mover.events import Emit
+from mover.restore.choice import choose_disks
 from mover.restore.progress import RestoreProgress
 from mover.restore.vhd import vhd_stream
 from mover.store import DiskReader, Point, PointDisk, Store
@@ -74,18 +75,6 @@ def _write_metadata(store: Store, point: Point, path: Path) -> None:
             file.write(encode(decode(store.get_blob(point.record.metadata))))
     except OSError as error:
         raise TargetError(f"cannot write {path}: {error.strerror}") from error
-
-
-def choose_disks(point: Point, wanted: Sequence[str]) -> list[PointDisk]:
-    """The disks of `point` whose position, name or VDI UUID is in `wanted` (empty: all), by position."""
-    by_position = sorted(point.record.disks, key=lambda disk: (len(disk.position), disk.position))
-    if not wanted:
-        return by_position
-    for name in wanted:
-        if not any(name in (disk.position, disk.name, disk.vdi_uuid) for disk in by_position):
-            has = ", ".join(f"{disk.position} ({disk.name})" for disk in by_position)
-            raise NotFoundError(f"{point.record.vm_name} has no disk {name} in point {point.id}", f"it has {has}")
-    return [disk for disk in by_position if {disk.position, disk.name, disk.vdi_uuid} & set(wanted)]
 
 
 def _file_name(text: str) -> str:

@@ -15,8 +15,8 @@ from mover.backup.metadata import VmMetadata, decode
 from mover.backup.snapshot import destroy_vdi, destroy_vm
 from mover.errors import NotFoundError
 from mover.events import Emit, Note
+from mover.restore.choice import choose_disks
 from mover.restore.disk_stream import import_disk
-from mover.restore.files import choose_disks
 from mover.restore.networks import match_networks
 from mover.restore.options import RestoreOptions
 from mover.restore.vm_record import NULL, Record, vbd_arguments, vdi_arguments, vif_arguments, vm_arguments

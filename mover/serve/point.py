@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mover.restore.files import choose_disks
+from mover.restore.choice import choose_disks
 from mover.serve.blocks import Blocks
 from mover.serve.export import Exports, ServedDisk, Warn
 from mover.serve.listener import CONNECTIONS, Address, listening, serve_clients
