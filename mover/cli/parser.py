@@ -103,6 +103,13 @@ def _serve(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     place.add_argument("--port", type=int, metavar="N", help="TCP port (default: 10809; 0 takes any that is free)")
     place.add_argument("--socket", metavar="PATH", help="a Unix socket instead of a port")
     parser.add_argument("--address", metavar="A", help="where the port is open (default: 127.0.0.1, this machine only)")
+    for name, meaning in (
+        ("certificate", "serve over TLS only, with this certificate and its chain (PEM)"),
+        ("key", "the certificate's key, where it is not in the same file"),
+        ("client-ca", "let in only clients with a certificate signed by one of these"),
+    ):
+        parser.add_argument(f"--tls-{name}", metavar="FILE", help=meaning)
+    parser.add_argument("--insecure", action="store_true", help="allow an --address that others can reach without TLS")
     _json(parser)
 
 

@@ -12,7 +12,7 @@ from mover.errors import MoverError
 from mover.serve.blocks import BLOCK, Block, Blocks
 from mover.store import DiskReader, PointDisk
 from protocol.extent import Extent
-from protocol.nbd.server import MemoryRun, RefusedError, RequestError, Run, ZeroRun
+from protocol.nbd.server import Listed, MemoryRun, RefusedError, RequestError, Run, ZeroRun
 
 # What one answer about holes looks through: leaves of the tree are read for it, 4 KiB for each 8 MiB with data.
 _ALLOCATION_REACH = 4 << 30
@@ -42,6 +42,10 @@ class Exports:
         for name_of in (_first, _position, _name):
             for number, disk in enumerate(disks):
                 self._numbers.setdefault(name_of(number, disk.about), number)
+
+    def listed(self) -> tuple[Listed, ...]:
+        """What clients are told when they ask what there is."""
+        return tuple(Listed(disk.about.position, disk.about.name) for disk in self._disks)
 
     @asynccontextmanager
     async def open(self, name: str) -> AsyncIterator[_Export]:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,10 +31,10 @@ class TcpAddress(NamedTuple):
     host: str
     port: int
 
-    def uri(self, export: str) -> str:
+    def uri(self, export: str, *, tls: bool = False) -> str:
         """Of an export, as NBD clients write it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"nbd://{host}:{self.port}/{quote(export, safe='')}"
+        return f"{'nbds' if tls else 'nbd'}://{host}:{self.port}/{quote(export, safe='')}"
 
 
 class SocketAddress(NamedTuple):
@@ -41,9 +42,9 @@ class SocketAddress(NamedTuple):
 
     path: Path
 
-    def uri(self, export: str) -> str:
+    def uri(self, export: str, *, tls: bool = False) -> str:
         """Of an export, as NBD clients write it."""
-        return f"nbd+unix:///{quote(export, safe='')}?socket={quote(str(self.path))}"
+        return f"{'nbds' if tls else 'nbd'}+unix:///{quote(export, safe='')}?socket={quote(str(self.path))}"
 
 
 Address = TcpAddress | SocketAddress
@@ -65,8 +66,10 @@ def listening(where: Address) -> Iterator[tuple[socket.socket, Address]]:
                         where.path.unlink()
 
 
-async def serve_clients(listener: socket.socket, exports: Exports, warn: Warn) -> None:
-    """Serve whoever connects, until cancelled; the connections are closed then."""
+async def serve_clients(
+    listener: socket.socket, exports: Exports, warn: Warn, context: ssl.SSLContext | None = None
+) -> None:
+    """Serve whoever connects, in TLS if there is a `context`, until cancelled; the connections are closed then."""
     listener.setblocking(False)
     loop = asyncio.get_running_loop()
     connected: set[asyncio.Task[None]] = set()
@@ -81,18 +84,24 @@ async def serve_clients(listener: socket.socket, exports: Exports, warn: Warn) -
                 connection.close()
                 warn(f"a client was turned away: {CONNECTIONS} connections are open already")
                 continue
-            task = group.create_task(_serve_one(connection, exports))
+            task = group.create_task(_serve_one(connection, exports, warn, context))
             connected.add(task)
             task.add_done_callback(connected.discard)
 
 
-async def _serve_one(connection: socket.socket, exports: Exports) -> None:
+async def _serve_one(connection: socket.socket, exports: Exports, warn: Warn, context: ssl.SSLContext | None) -> None:
     try:
+        # One that died without a word would keep its place for ever.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         channel = SocketChannel(connection)
     except OSError:
         return connection.close()
     try:
-        await serve(channel, Manners(), exports.open)
+        await serve(channel, Manners("forced" if context else "none", exports=exports.listed()), exports.open, context)
+    except ssl.SSLEOFError:
+        pass
+    except ssl.SSLError as error:
+        warn(f"a client was turned away: {(error.reason or str(error)).replace('_', ' ').lower()}")
     except OSError:  # the client is gone
         pass
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,9 +18,17 @@ Ready = Callable[[Address, Sequence[PointDisk]], None]
 
 
 async def serve_point(
-    store: Store, point: Point, where: Address, *, disks: Sequence[str] = (), ready: Ready, warn: Warn
+    store: Store,
+    point: Point,
+    where: Address,
+    *,
+    disks: Sequence[str] = (),
+    context: ssl.SSLContext | None = None,
+    ready: Ready,
+    warn: Warn,
 ) -> None:
-    """Serve disks of `point` read-only over NBD. `disks` are positions, names or VDI UUIDs (empty: all).
+    """Serve disks of `point` read-only over NBD. `disks` are positions, names or VDI UUIDs (empty: all). With
+    `context` only over TLS.
 
     Nothing is read before a client asks for it. Raises `NotFoundError`, `AddressError`; a disk that cannot be read
     gives its clients I/O errors, and `warn` the reason.
@@ -29,6 +38,6 @@ async def serve_point(
         blocks = Blocks([disk.reader for disk in served], CONNECTIONS, executor)
         try:
             ready(there, [disk.about for disk in served])
-            await serve_clients(listener, Exports(served, blocks, warn), warn)
+            await serve_clients(listener, Exports(served, blocks, warn), warn, context)
         finally:
             await blocks.close()

@@ -85,12 +85,24 @@ class Close(NamedTuple):
 Action = Reply | StartTls | Open | Close
 
 
+class Listed(NamedTuple):
+    """An export as those see it who ask what there is."""
+
+    name: str
+    description: str
+
+
 @dataclass(frozen=True)
 class Manners:
-    """What a server offers. `tls`: before anything else, or not at all. `modern`: everything but EXPORT_NAME."""
+    """What a server offers.
+
+    `tls`: before anything else, or not at all. `modern`: everything but EXPORT_NAME. `exports`: the answer to LIST;
+    None: nobody is told.
+    """
 
     tls: Literal["forced", "none"] = "none"
     modern: bool = True
+    exports: tuple[Listed, ...] | None = None
 
 
 class Handshake:
@@ -172,10 +184,17 @@ class Handshake:
         if option == Option.ABORT:
             return Close(_reply(option, Answer.ACK))
         if option == Option.LIST:
-            return Reply(_reply(option, Answer.ERR_POLICY))
+            return Reply(self._list(payload))
         if self._manners.modern:
             return self._take_modern(option, payload)
         return Reply(_reply(option, Answer.ERR_UNSUP))
+
+    def _list(self, payload: bytes) -> bytes:
+        if self._manners.exports is None:
+            return _reply(Option.LIST, Answer.ERR_POLICY)
+        if payload:
+            return _reply(Option.LIST, Answer.ERR_INVALID)
+        return b"".join(map(_listing, self._manners.exports)) + _reply(Option.LIST, Answer.ACK)
 
     def _start_tls(self) -> Action:
         if self._manners.tls == "none":
@@ -212,6 +231,11 @@ class Handshake:
 
 def _reply(option: int, answer: Answer, payload: bytes = b"") -> bytes:
     return _REPLY.pack(_REPLY_MAGIC, option, answer, len(payload)) + payload
+
+
+def _listing(export: Listed) -> bytes:
+    name = export.name.encode()
+    return _reply(Option.LIST, Answer.SERVER, struct.pack(">I", len(name)) + name + export.description.encode())
 
 
 def _open(name: bytes, otherwise: Action) -> Action:

@@ -234,7 +234,7 @@ async def test_a_socket_of_a_living_process_is_left_alone_and_that_of_a_dead_one
         (["--port", "70000"], 2, "error: a port is a number from 0 to 65535, not 70000"),
         (["--socket", "s", "--address", "::1"], 2, "error: --address is for a port, not for --socket"),
         (["--socket", f"/{'x' * 200}"], 26, "error: cannot listen on /xxx"),
-        (["--address", "192.0.2.1"], 26, "error: cannot listen on 192.0.2.1, port 10809: "),
+        (["--address", "192.0.2.1", "--insecure"], 26, "error: cannot listen on 192.0.2.1, port 10809: "),
     ],
 )
 def test_what_cannot_be_served(store: Path, arguments: list[str], code: int, words: str) -> None:

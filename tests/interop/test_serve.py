@@ -52,6 +52,15 @@ async def test_nbdinfo_sees_the_size_and_that_several_connections_may_read(store
     assert (export["can_trim"], export["can_zero"], export["can_cache"]) == (False, False, False)
 
 
+@needs("nbdinfo", "mkfs.ext4")
+async def test_nbdinfo_lists_the_disks(store: Path, guest: bytes) -> None:
+    async with serving(store, "latest") as served:
+        code, output = await run("nbdinfo", "--json", "--list", served.uri(0))
+    assert code == 0, output
+    said = [(item["export-name"], item["description"], item["export-size"]) for item in json.loads(output)["exports"]]
+    assert said == [("0", "root", len(guest)), ("1", "data", len(patchy()))]
+
+
 @needs("nbdinfo", "qemu-img", "mkfs.ext4")
 async def test_holes_are_holes(store: Path) -> None:
     """What the map calls a hole is zeros, and most of what is zeros is called so."""

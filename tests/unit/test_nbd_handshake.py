@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from protocol.nbd.handshake import Action, Close, Handshake, Manners, Open, Reply, StartTls
+from protocol.nbd.handshake import Action, Close, Handshake, Listed, Manners, Open, Reply, StartTls
 
 XAPI = Manners("none", modern=False)
 XAPI_TLS = Manners("forced", modern=False)
@@ -77,6 +77,14 @@ def test_exports_are_not_listed_and_plain_stays_plain(manners: Manners) -> None:
     assert option(handshake, LIST) == Reply(answer(LIST, POLICY))
     assert option(handshake, STARTTLS) == Reply(answer(STARTTLS, POLICY))
     assert option(handshake, ABORT) == Close(answer(ABORT, ACK))
+
+
+def test_list_names_the_exports_where_the_server_wants_that() -> None:
+    handshake = Handshake(Manners(exports=(Listed("0", "röot"), Listed("xvdb", ""))))
+    handshake.take(bytes(4))
+    names = answer(LIST, 2, b"\0\0\0\x010" + "röot".encode()) + answer(LIST, 2, b"\0\0\0\x04xvdb")
+    assert option(handshake, LIST) == Reply(names + answer(LIST, ACK))
+    assert option(handshake, LIST, b"0") == Reply(answer(LIST, INVALID))
 
 
 @pytest.mark.parametrize("number", [LIST, INFO, GO, STRUCTURED, LIST_META, SET_META, 99])
