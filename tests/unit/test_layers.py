@@ -35,7 +35,11 @@ IO = {
     *("os", "pathlib", "tempfile", "shutil", "mmap", "http", "urllib", "xmlrpc", "aiohttp", "nbd", "XenAPI", "uvloop"),
 }
 WAITING = {"asyncio", "uvloop", "aiohttp", "nbd", "XenAPI", "ssl"}  # socket: a lease may say on which host it is
-SHARED_WITH_SIMULATOR = {f"protocol.{name}" for name in ("extent", "cbt", "vhd", "vhd_stream", "secret", "errors")}
+FORMATS = ("extent", "cbt", "vhd", "vhd_stream", "forward", "xva")
+SHARED_WITH_SIMULATOR = {
+    *(f"protocol.{name}" for name in (*FORMATS, "secret", "errors")),
+    *(f"protocol.xva.{name}" for name in ("check", "compression", "ova", "reader", "tar", "writer")),
+}
 
 
 def name_of(path: Path) -> str:
@@ -79,14 +83,14 @@ def under(prefix: str) -> list[str]:
 
 
 def formats() -> list[str]:
-    return [m for m in modules() if m.startswith(("protocol.extent", "protocol.cbt", "protocol.vhd", "protocol.xva"))]
+    return [module for name in FORMATS for module in under(f"protocol.{name}")]
 
 
 def test_there_is_something_to_look_at():
     assert len(modules()) > 100
     assert "mover.store" in imports("mover.run")
     assert "protocol.extent" in imports("mover.store.reader")
-    assert {"protocol.extent", "protocol.cbt", "protocol.vhd"} <= set(formats())
+    assert {"protocol.extent", "protocol.cbt", "protocol.vhd", "protocol.xva.reader"} <= set(formats())
 
 
 def test_every_module_has_a_layer():

@@ -1,0 +1,174 @@
+"""XVAs: what is written is read back, by us and by Python's tarfile; how the stream is cut makes no difference."""
+
+import io
+import random
+import tarfile
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.extent import Extent
+from protocol.xva.check import Kind, digest_of
+from protocol.xva.reader import BLOCK, BlockEnd, Data, XvaReader
+from protocol.xva.writer import XvaDisk, XvaWriter
+from tests.xva_fixtures import archive as by_hand
+from tests.xva_fixtures import checked, disks_in, events, ova_xml
+
+
+def written(contents: dict[str, bytes], numbers: dict[str, list[int]], kind: Kind = "xxhash") -> tuple[bytes, int]:
+    ova = ova_xml({ref: len(content) for ref, content in contents.items()})
+    disks = [XvaDisk(ref, len(content), numbers[ref]) for ref, content in contents.items()]
+    writer = XvaWriter(ova, disks, checksum=kind)
+    parts = [writer.head()]
+    for disk in writer.disks:
+        for number, offset, length in writer.disk_blocks(disk):
+            data = contents[disk.ref][offset : offset + length]
+            parts += [writer.block_head(disk.ref, number, length), data, writer.block_padding(length)]
+            parts.append(writer.block_tail(disk.ref, number, digest_of(kind, data)))
+    return b"".join([*parts, writer.trailer()]), writer.length
+
+
+sizes = st.one_of(st.integers(1, 3 * BLOCK + 1000), st.sampled_from([512, BLOCK - 512, BLOCK, BLOCK + 512, 4 * BLOCK]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.dictionaries(st.integers(0, 300), sizes, max_size=4),
+    st.sampled_from(["xxhash", "sha1"]),
+    st.sampled_from([511, 4096, 70_001, BLOCK, 1 << 24]),
+    st.integers(0, 1000),
+)
+def test_round_trip(disks, kind, piece, seed):
+    rng = random.Random(seed)
+    contents, numbers = {}, {}
+    for ref, size in disks.items():
+        content = bytearray(size)
+        dirty = [number for number in range(-(-size // BLOCK)) if rng.random() < 0.5]
+        for number in dirty:
+            content[number * BLOCK : (number + 1) * BLOCK] = rng.randbytes(min(BLOCK, size - number * BLOCK))
+        contents[f"Ref:{ref}"], numbers[f"Ref:{ref}"] = bytes(content), dirty
+    stream, length = written(contents, numbers, kind)
+    assert len(stream) == length
+    assert disks_in(stream, piece) == contents
+    with tarfile.open(fileobj=io.BytesIO(stream)) as tar:
+        names = tar.getnames()
+        assert names[0] == "ova.xml"
+        refs = [name.partition("/")[0] for name in names[1:]]
+        assert refs == sorted(refs)
+        for ref, content in contents.items():
+            assert f"{ref}/00000000" in names
+            assert f"{ref}/{(len(content) - 1) // BLOCK:08}" in names
+            for number in numbers[ref]:
+                file = tar.extractfile(f"{ref}/{number:08}")
+                assert file is not None
+                assert file.read() == content[number * BLOCK : (number + 1) * BLOCK]
+
+
+def test_blocks_of_zeros_are_left_out_but_for_the_first_and_the_last():
+    stream, length = written({"Ref:1": bytes(90 * BLOCK)}, {"Ref:1": []})
+    assert len(stream) == length < 3 * BLOCK
+    assert disks_in(stream) == {"Ref:1": bytes(90 * BLOCK)}
+
+
+def test_a_disk_shorter_than_a_block_leaves_no_gaps_in_the_others():
+    """Servers multiply gaps with the length of the first block they saw, whichever disk it was of."""
+    contents = {"Ref:1": bytes(1000), "Ref:2": bytes(4 * BLOCK)}
+    stream, length = written(contents, {"Ref:1": [], "Ref:2": []})
+    assert len(stream) == length > 4 * BLOCK
+    assert disks_in(stream) == contents
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["data", "zeros", "alive"]), max_size=12), st.integers(1, 1024))
+def test_keep_alives_take_numbers_but_no_room(steps, unit):
+    """An archive as the servers write it, with blocks so small that many fit, against the disk it was made of."""
+    rng = random.Random(unit)
+    disk = [rng.randbytes(unit)]
+    parts = [checked("Ref:7/00000000", disk[0])]
+    number = 1
+    for step in [*steps, "last"]:
+        if step == "alive":
+            parts.append(checked(f"Ref:7/{number:08}", b""))
+        else:
+            disk.append(bytes(unit) if step == "zeros" else rng.randbytes(unit if step == "data" else (unit + 1) // 2))
+            if step != "zeros":
+                parts.append(checked(f"Ref:7/{number:08}", disk[-1]))
+        number += 1
+    content = b"".join(disk)
+    stream = by_hand(ova_xml({"Ref:7": len(content)}), *parts)
+    assert disks_in(stream, 700) == {"Ref:7": content}
+
+
+SMALL = by_hand(
+    ova_xml({"Ref:10": 2500, "Ref:9": 600}),
+    *(checked(f"Ref:10/{n:08}", bytes([n]) * size) for n, size in ((0, 1000), (2, 500))),
+    checked("Ref:9/00000000", b"z" * 600, "sha1"),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, len(SMALL)), max_size=20))
+def test_how_a_stream_is_cut_makes_no_difference(cuts):
+    reader = XvaReader()
+    edges = [0, *sorted(cuts), len(SMALL)]
+    said = []
+    for start, end in pairwise(edges):
+        for event in reader.feed(SMALL[start:end]):
+            if isinstance(event, Data):
+                said += [(event.disk, event.offset + n, byte) for n, byte in enumerate(event.view)]
+            else:
+                said.append(event)
+    reader.finish()
+    whole = []
+    for event in events(SMALL, len(SMALL)):
+        whole += (
+            [(event.disk, event.offset + n, byte) for n, byte in enumerate(event.view)]
+            if isinstance(event, Data)
+            else [event]
+        )
+    assert said == whole
+
+
+def test_a_block_names_its_place_and_its_checksum():
+    ends = [event for event in events(SMALL) if isinstance(event, BlockEnd)]
+    assert [(end.disk, end.offset, end.length, end.name) for end in ends] == [
+        ("Ref:10", 0, 1000, "Ref:10/00000000"),
+        ("Ref:10", 2000, 500, "Ref:10/00000002"),
+        ("Ref:9", 0, 600, "Ref:9/00000000"),
+    ]
+    assert [end.check.kind for end in ends if end.check] == ["xxhash", "xxhash", "sha1"]
+    assert SMALL[ends[0].position :].startswith(b"Ref:10/00000000\0")
+
+
+def test_bodies_are_not_copied():
+    stream, _ = written({"Ref:1": b"x" * BLOCK}, {"Ref:1": [0]})
+    views = [event.view for event in XvaReader().feed(stream) if isinstance(event, Data)]
+    assert [len(view) for view in views] == [BLOCK]
+    assert views[0].obj is stream
+
+
+@pytest.mark.parametrize(
+    ("disk", "why"),
+    [
+        (XvaDisk("Ref:1", 0, []), "1 to"),
+        (XvaDisk("Ref:1", 1 << 60, []), "1 to"),
+        (XvaDisk("../1", 512, []), "name"),
+        (XvaDisk("Ref:1", 3 * BLOCK, [1, 1]), "ascending"),
+        (XvaDisk("Ref:1", 3 * BLOCK, [3]), "within"),
+    ],
+)
+def test_a_disk_that_cannot_be_is_refused(disk, why):
+    with pytest.raises(ValueError, match=why):
+        XvaWriter(b"<value/>", [disk])
+
+
+def test_extents_and_numbers_agree():
+    writer = XvaWriter(b"<value/>", [XvaDisk("Ref:1", 3 * BLOCK + 5, [1])])
+    blocks = list(writer.disk_blocks(writer.disks[0]))
+    assert [Extent(block.offset, block.length) for block in blocks] == [
+        Extent(0, BLOCK),
+        Extent(BLOCK, BLOCK),
+        Extent(3 * BLOCK, 5),
+    ]
