@@ -69,10 +69,6 @@ class MemoryBackend:
     def map(self, key: str) -> memoryview:
         return memoryview(self.get(key))
 
-    def size(self, key: str) -> int:
-        self.step()
-        return len(self._whole(key))
-
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         self.step()
         return iter([(key, len(data)) for key, data in sorted(self.objects.items()) if key.startswith(prefix)])
@@ -80,9 +76,6 @@ class MemoryBackend:
     def delete(self, key: str, *, durable: bool = False) -> None:
         self.step()
         self.objects.pop(key, None)
-
-    def tidy(self) -> None:
-        pass
 
     def close(self) -> None:
         pass

@@ -7,7 +7,7 @@ storage can stand where a directory stands today. Keys are relative paths of `[a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -34,7 +34,11 @@ class Upload(Protocol):
 
 
 class Backend(Protocol):
-    """Objects under keys. All methods may be called from any thread and raise `StoreFullError` or `StoreIoError`."""
+    """Objects under keys. All methods may be called from any thread and raise `StoreFullError` or `StoreIoError`.
+
+    There are four things to do with an object: put it if it is absent (`put`, and `create` for what is written piece
+    by piece), get a range of it (`get`, `read_into`), list, delete.
+    """
 
     @property
     def location(self) -> str:
@@ -52,20 +56,19 @@ class Backend(Protocol):
     def read_into(self, key: str, offset: int, view: memoryview) -> int:
         """Like `get`, into `view`; the number of bytes, less than `len(view)` only at the object's end."""
 
-    def map(self, key: str) -> memoryview:
-        """The whole object, read-only; memory-mapped where that is possible. Raises `ObjectMissingError`."""
-
-    def size(self, key: str) -> int:
-        """Its length in bytes. Raises `ObjectMissingError`."""
-
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Key and size of every object whose key starts with `prefix` (ends with `/` or is empty), in no set order."""
 
     def delete(self, key: str, *, durable: bool = False) -> None:
         """Remove an object; removing one that is not there is no error. If `durable`, it does not come back."""
 
-    def tidy(self) -> None:
-        """Remove what uploads of dead processes left behind."""
-
     def close(self) -> None:
         """Let go of descriptors and connections. Uploads under way are not affected."""
+
+
+@runtime_checkable
+class Mapping(Protocol):
+    """Where whole objects can be had as memory: a back end whose objects are files, or a folder of copies."""
+
+    def map(self, key: str) -> memoryview:
+        """The whole object, read-only and memory-mapped if it is large. Raises `ObjectMissingError`."""

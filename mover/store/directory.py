@@ -40,6 +40,7 @@ class DirectoryBackend:
         self._root = path
         self._ops = ops or FileOps()
         self._durable: set[str] = set()
+        self._tidied = False
         self._lock = Lock()
         self._descriptors = Descriptors()
 
@@ -62,10 +63,11 @@ class DirectoryBackend:
         return self._root
 
     def create(self, key: str) -> FileUpload:
-        """Begin an upload in `tmp/`."""
+        """Begin an upload in `tmp/`. The first one clears away what uploads of dead processes left there."""
         with self._writing(key):
             temporary = f"{self._root}/tmp"
             self._make_durable(temporary)
+            self._tidy()
             return FileUpload(self, self._ops, key, f"{temporary}/{secrets.token_hex(16)}")
 
     def put(self, key: str, data: bytes) -> bool:
@@ -80,7 +82,7 @@ class DirectoryBackend:
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """At most `length` bytes from `offset` on."""
         if length is None:
-            length = max(self.size(key) - offset, 0)
+            length = max(self._size(key) - offset, 0)
         with self._reading(key), self._descriptors.borrow(self._path(key)) as fd:
             data = os.pread(fd, length, offset)
             while len(data) < length:
@@ -113,8 +115,7 @@ class DirectoryBackend:
             finally:
                 os.close(fd)
 
-    def size(self, key: str) -> int:
-        """The file's length."""
+    def _size(self, key: str) -> int:
         with self._reading(key):
             return os.stat(self._path(key)).st_size
 
@@ -146,8 +147,12 @@ class DirectoryBackend:
                 if durable:
                     self._ops.sync_dir(os.path.dirname(path))
 
-    def tidy(self) -> None:
+    def _tidy(self) -> None:
         """Remove uploads whose process has died: theirs are the files in `tmp/` that nobody holds locked."""
+        with self._lock:
+            done, self._tidied = self._tidied, True
+        if done:
+            return
         with suppress(FileNotFoundError, PermissionError):
             for entry in os.scandir(f"{self._root}/tmp"):
                 with suppress(OSError):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mover.errors import StoreDamagedError
 from mover.store import segment as segments
-from mover.store.backend import Backend, ObjectMissingError
+from mover.store.backend import Backend, Mapping, ObjectMissingError
 from mover.store.condemned import read_condemned
 from mover.store.identity import ID_LENGTH, Identity
 from mover.store.names import INDEX, PACKS, PackName, SegmentName, parse_segment
@@ -155,6 +155,7 @@ class Index:
 
     backend: Backend
     identity: Identity
+    mapping: Mapping
     _view: IndexView | None = None
     _lock: Lock = field(default_factory=Lock)
 
@@ -166,34 +167,34 @@ class Index:
     def reload(self) -> IndexView:
         """Look at the store anew, and use what is there now."""
         with self._lock:
-            self._view = load(self.backend, self.identity)
+            self._view = load(self.backend, self.identity, self.mapping)
             return self._view
 
     def add(self, name: SegmentName) -> None:
         """Use a segment that was just published. Its packs are as usable as they are in those it replaces."""
         try:
-            data = self.backend.map(name.key)
+            data = self.mapping.map(name.key)
         except ObjectMissingError:
             # Somebody has merged it already.
             self.reload()
             return
         segment = segments.parse(self.identity, data)
         with self._lock:
-            view = self._view or load(self.backend, self.identity)
+            view = self._view or load(self.backend, self.identity, self.mapping)
             self._view = view.adding(view.loaded(name, segment, data))
 
 
-def load(backend: Backend, identity: Identity) -> IndexView:
+def load(backend: Backend, identity: Identity, mapping: Mapping) -> IndexView:
     """Open all segments."""
     for _ in range(_TRIES):
         try:
-            return _open_all(backend, identity)
+            return _open_all(backend, identity, mapping)
         except ObjectMissingError:
             continue
     raise StoreDamagedError(f"the index of {backend.location} keeps changing", "try again")
 
 
-def _open_all(backend: Backend, identity: Identity) -> IndexView:
+def _open_all(backend: Backend, identity: Identity, mapping: Mapping) -> IndexView:
     # This order, condemned packs before the index and that before the packs, is what makes deleting safe.
     condemned, damaged = read_condemned(backend, identity)
     opened: dict[SegmentName, tuple[Segment, memoryview]] = {}
@@ -201,7 +202,7 @@ def _open_all(backend: Backend, identity: Identity) -> IndexView:
         name = parse_segment(key)
         if name is None:
             continue
-        data = backend.map(key)
+        data = mapping.map(key)
         try:
             opened[name] = (segments.parse(identity, data), data)
         except BadSegmentError as error:

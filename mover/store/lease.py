@@ -47,7 +47,7 @@ class Lease:
         try:
             self._due = time.monotonic() + RENEW_EVERY
             try:
-                self._backend.size(lease_key(self.wid))
+                self._backend.get(lease_key(self.wid), 0, 1)
             except ObjectMissingError as error:
                 raise FencedError("a prune has shut this run out because it was silent for too long") from error
             self._renewals += 1

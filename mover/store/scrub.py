@@ -52,11 +52,14 @@ class Scrub:
     identity: Identity
     deep: bool
 
-    def pack(self, name: PackName, indexed: Callable[[PackName], Sequence[Entry]]) -> PackReport:
-        """Check a whole pack; its records by its footer, or where that is damaged as far as the index knows them."""
+    def pack(self, name: PackName, size: int, indexed: Callable[[PackName], Sequence[Entry]]) -> PackReport:
+        """Check a whole pack of `size` bytes.
+
+        Its records are checked by its footer, or where that is damaged as far as the index knows them.
+        """
         report = PackReport(name)
         try:
-            entries: Sequence[Entry] = self.table(name)
+            entries: Sequence[Entry] = self.table(name, size)
         except ObjectMissingError:
             return self._missing(report, indexed(name))
         except (BadPackError, StoreIoError) as error:
@@ -73,9 +76,11 @@ class Scrub:
             return self._missing(report, entries)
         return report
 
-    def table(self, name: PackName) -> list[Entry]:
-        """What the footer of a pack lists. Raises `BadPackError`, `ObjectMissingError`, `StoreIoError`."""
-        size = self.backend.size(name.key)
+    def table(self, name: PackName, size: int) -> list[Entry]:
+        """What the footer of a pack of `size` bytes lists.
+
+        Raises `BadPackError`, `ObjectMissingError`, `StoreIoError`.
+        """
         header = self.backend.get(name.key, 0, pack.HEADER_LENGTH)
         if pack.parse_header(header) != name:
             raise BadPackError("its header is that of another pack")

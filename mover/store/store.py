@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from mover.errors import NotFoundError, StoreDamagedError, StoreMissingError, UsageError
 from mover.store import config as configs
 from mover.store import point as points
-from mover.store.backend import Backend, ObjectMissingError
+from mover.store.backend import Backend, Mapping, ObjectMissingError
 from mover.store.condemned import refuse_damaged_condemnations
 from mover.store.config import Config
 from mover.store.directory import DirectoryBackend
@@ -39,7 +39,7 @@ class Store:
         self.config = config
         self._backend = backend
         self._identity = Identity.of(config.key)
-        self._index = Index(backend, self._identity)
+        self._index = Index(backend, self._identity, mapping_for(backend))
         self._records = Records(backend, self._identity, self._index)
         self._cache = PageCache(self._records)
 
@@ -86,7 +86,6 @@ class Store:
 
     def writer(self) -> Writer:
         """Begin to write. One writer serves a whole run with all its threads; use it as a context manager."""
-        self._backend.tidy()
         # The lease before everything that is looked at: either a prune sees it, or we see what the prune condemned.
         lease = Lease(self._backend, new_writer_id())
         try:
@@ -234,4 +233,11 @@ def open_backend(where: str | os.PathLike[str] | Backend, *, make: bool = False)
     backend = DirectoryBackend(os.path.abspath(os.path.expanduser(text)))
     if make:
         backend.make_root()
+    return backend
+
+
+def mapping_for(backend: Backend) -> Mapping:
+    """Where the index is mapped from: the back end itself, if its objects are files."""
+    if not isinstance(backend, Mapping):
+        raise TypeError(f"objects of {backend.location} cannot be mapped")
     return backend

@@ -134,7 +134,8 @@ class Verification:
         def check(one: tuple[PackName, list[Entry]]) -> tuple[PackReport, int]:
             name, entries = one
             if everything:
-                report, size = scrub.pack(name, self._indexed), sizes.get(name.key, 0)
+                size = sizes.get(name.key, 0)
+                report = scrub.pack(name, size, self._indexed)
                 if size != expected.get(name, size) and not report.reason:
                     report.reason = f"it has {size} bytes, the index says {expected[name]}"
                 return report, size

@@ -259,13 +259,16 @@ class NoLease(LateLease):
         pass
 
 
-def index_before_condemned(backend: MemoryBackend, identity: Identity, real: Any = index._open_all) -> IndexView:
+def index_before_condemned(
+    backend: MemoryBackend, identity: Identity, _: Any, real: Any = index._open_all
+) -> IndexView:
     """The index as it was one step before the condemned packs are listed."""
     backend.step()
     before = {key: data for key, data in backend.objects.items() if not key.startswith(CONDEMNED)}
     backend.step()
     condemned = {key: data for key, data in backend.objects.items() if key.startswith(CONDEMNED)}
-    view: IndexView = real(MemoryBackend(before | condemned), identity)
+    seen = MemoryBackend(before | condemned)
+    view: IndexView = real(seen, identity, seen)
     return view
 
 

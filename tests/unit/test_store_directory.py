@@ -25,7 +25,6 @@ def test_an_object_is_written_once(backend: DirectoryBackend) -> None:
     assert backend.put("a/b/c", b"first")
     assert not backend.put("a/b/c", b"second")
     assert backend.get("a/b/c") == b"first"
-    assert backend.size("a/b/c") == 5
     assert bytes(backend.map("a/b/c")) == b"first"
     assert list(backend.list("a/")) == [("a/b/c", 5)]
     assert list(backend.list("")) == [("a/b/c", 5)]
@@ -45,7 +44,7 @@ def test_ranges(backend: DirectoryBackend) -> None:
 
 
 def test_what_is_not_there(backend: DirectoryBackend) -> None:
-    for ask in (backend.get, backend.size, backend.map):
+    for ask in (backend.get, backend.map):
         with pytest.raises(ObjectMissingError):
             ask("nothing/here")
     assert list(backend.list("nothing/")) == []

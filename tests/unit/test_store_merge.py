@@ -68,7 +68,7 @@ def test_merged_in_slices(tmp_path: Path, count: int, monkeypatch: pytest.Monkey
         backend.put(pack.name.key, bytes(pack.size))
     for number, pack in enumerate(packs):
         publish(backend, SegmentName(0, b"a" * 16, number), ids[number::5] + ids[4::5], pack, number * count)
-    index = Index(backend, IDENTITY)
+    index = Index(backend, IDENTITY, backend)
     before = index.view
     places = before.locate(ids)
     assert None in places, "the pack of the first segment is missing"
