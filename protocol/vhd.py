@@ -14,12 +14,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from protocol.errors import FormatError
 from protocol.extent import Extent, clip
+from protocol.forward import refuse_response
 
 SECTOR = 512
 BLOCK_SIZE = 2 << 20
@@ -35,10 +36,12 @@ _BAT_OFFSET = 2048
 _HEADER_OFFSET = 512
 # Sector numbers of 32 bits end here, so no table needs to reach farther.
 _MAX_REACH = 2 << 40
-# Enough for 2 TiB in blocks of 64 KiB, the smallest anybody makes.
-_MAX_ENTRIES = 1 << 25
+# Enough for 2 TiB in blocks of 512 KiB. A table of as many takes 16 MiB.
+_MAX_ENTRIES = 1 << 22
 _FOOTER = struct.Struct(">8sIIQI4sI4sQQIII16sB427x")
 _HEADER = struct.Struct(">8sQQIIII16sII512s192s256x")
+_LOCATOR = struct.Struct(">4sIIIQ")
+_BATMAP = struct.Struct(">8sQIII")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class Footer:
     unique_id: uuids.UUID
 
 
+class Locator(NamedTuple):
+    """Where a name of the parent stands: `length` bytes from `offset` on in the way of `platform` (`MacX`)."""
+
+    platform: bytes
+    offset: int
+    length: int
+
+
 @dataclass(frozen=True)
 class Header:
     """The fields of a dynamic disk header that anybody needs. Lengths in bytes."""
@@ -61,6 +72,7 @@ class Header:
     block_size: int
     parent: uuids.UUID
     parent_name: str
+    locators: tuple[Locator, ...]
 
     @property
     def bitmap_length(self) -> int:
@@ -102,6 +114,7 @@ def parse_footer(data: bytes | bytearray | memoryview, offset: int = 0) -> Foote
     fields = _FOOTER.unpack_from(data)
     cookie, _, version, header_offset, _, creator, _, _, _, size, _, kind, checksum, unique_id, _ = fields
     if cookie != b"conectix":
+        refuse_response("VHD", data, offset)
         _fail("no footer where one should be", offset)
     if checksum != _checksum(data[:SECTOR], 64):
         _fail("the footer's checksum does not match", offset)
@@ -119,7 +132,7 @@ def parse_header(data: bytes | bytearray | memoryview, offset: int, size: int) -
     if len(data) < HEADER_LENGTH:
         _fail("the header is cut off", offset)
     fields = _HEADER.unpack_from(data)
-    cookie, _, bat_offset, version, entries, block_size, checksum, parent, _, _, name, _ = fields
+    cookie, _, bat_offset, version, entries, block_size, checksum, parent, _, _, name, locators = fields
     if cookie != b"cxsparse":
         _fail("no dynamic disk header where one should be", offset)
     if checksum != _checksum(data[:HEADER_LENGTH], 36):
@@ -131,7 +144,8 @@ def parse_header(data: bytes | bytearray | memoryview, offset: int, size: int) -
     if entries > min(_MAX_ENTRIES, -(-_MAX_REACH // block_size)) or entries * block_size < size:
         _fail(f"{entries} blocks of {block_size} bytes for a disk of {size}", offset)
     parent_name = name.decode("utf-16-be", errors="replace").rstrip("\0")
-    return Header(bat_offset, entries, block_size, uuids.UUID(bytes=parent), parent_name)
+    found = (Locator(code, at, length) for code, _, length, _, at in _LOCATOR.iter_unpack(locators) if any(code))
+    return Header(bat_offset, entries, block_size, uuids.UUID(bytes=parent), parent_name, tuple(found))
 
 
 def parse_head(data: bytes | bytearray) -> Head | None:
@@ -144,7 +158,7 @@ def parse_head(data: bytes | bytearray) -> Head | None:
     if len(data) < footer.header_offset + HEADER_LENGTH:
         return None
     header = parse_header(memoryview(data)[footer.header_offset :], footer.header_offset, footer.size)
-    if not footer.header_offset + HEADER_LENGTH <= header.bat_offset <= 1 << 20:
+    if not footer.header_offset + HEADER_LENGTH <= header.bat_offset <= 1 << 20 or header.bat_offset % SECTOR:
         _fail(f"the allocation table is said to be at byte {header.bat_offset}", footer.header_offset)
     if len(data) < header.bat_offset + header.bat_length:
         return None
@@ -153,6 +167,18 @@ def parse_head(data: bytes | bytearray) -> Head | None:
     if sys.byteorder == "little":
         bat.byteswap()
     return Head(footer, header, bat)
+
+
+def parse_batmap(data: bytes, offset: int) -> Extent | None:
+    """Where a batmap's bits stand, if 512 bytes from `offset` on begin one: it says which blocks are full, and readers
+    need not care. It stands right after the table. Source: blktap include/libvhd.h.
+    """
+    cookie, start, sectors, _, _ = _BATMAP.unpack_from(data)
+    if cookie != b"tdbatmap":
+        return None
+    if not offset < start <= _MAX_REACH or sectors > _MAX_ENTRIES:
+        _fail(f"a batmap of {sectors} sectors at byte {start}", offset)
+    return Extent(start, sectors * SECTOR)
 
 
 def stream_length(size: int, blocks: int) -> int:
@@ -221,10 +247,10 @@ def _build_footer(size: int, kind: int, creator: bytes, unique_id: uuids.UUID) -
 def _build_header(entries: int, parent: tuple[uuids.UUID, str] | None) -> bytes:
     parent_id, name = parent or (uuids.UUID(int=0), "")
     encoded = name.encode("utf-16-be")
-    location = f"file://{name}".encode()[:SECTOR]
-    locator = struct.pack(">4sIIIQ", b"MacX", SECTOR, len(location), 0, _HEADER_OFFSET + HEADER_LENGTH)
-    if len(encoded) > 512:
-        raise ValueError("a parent's name has at most 256 characters")
+    location = f"file://{name}".encode()
+    locator = _LOCATOR.pack(b"MacX", SECTOR, len(location), 0, _HEADER_OFFSET + HEADER_LENGTH)
+    if len(encoded) > 512 or len(location) > SECTOR:
+        raise ValueError("a parent's name has at most 256 characters, and 505 bytes in UTF-8")
 
     def pack(checksum: int) -> bytes:
         return _HEADER.pack(

@@ -16,7 +16,7 @@ RECORD = 512
 END = bytes(2 * RECORD)
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
-_NUMBER = re.compile(rb" *([0-7]{1,11})[ \0]*")
+_NUMBER = re.compile(rb" *([0-7]{1,12})[ \0]*")
 _PLAIN_NAME = re.compile(rb"[\x20-\x7e]+")
 _KINDS = {
     b"x": "a pax header",

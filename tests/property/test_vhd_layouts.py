@@ -30,11 +30,18 @@ def footer(size: int, kind: int, header_offset: int, version: int = 0x10000) -> 
     return checksummed(fields, 64)
 
 
-def header(bat: int, entries: int, block: int) -> bytes:
+def header(bat: int, entries: int, block: int, locators: bytes = b"") -> bytes:
     fields = struct.pack(
-        ">8sQQIIII16sII512s192s256x", b"cxsparse", 2**64 - 1, bat, 0x10000, entries, block, 0, bytes(16), 0, 0, b"", b""
-    )
+        ">8sQQIIII16sII512s192s256x", b"cxsparse", 2**64 - 1, bat, 0x10000, entries, block, 0, bytes(16), 0, 0, b"",
+        locators,
+    )  # fmt: skip
     return checksummed(fields, 36)
+
+
+def batmap(at: int, full: bytes) -> bytes:
+    """The header of a batmap at byte `at`, and its bits."""
+    bits = padded(full)
+    return padded(struct.pack(">8sQIII", b"tdbatmap", at + SECTOR, len(bits) // SECTOR, 0x10002, 0)) + bits
 
 
 def padded(data: bytes) -> bytes:
@@ -48,26 +55,34 @@ def build(
     order: Iterable[int],
     gap: int = 0,
     header_offset: int = 512,
+    *,
+    with_batmap: bool = False,
+    name_behind: bytes = b"",
 ) -> bytes:
-    """A stream with bitmap and content of each block, placed in `order`, `gap` sectors apart."""
+    """A stream with bitmap and content of each block, placed in `order`, `gap` sectors apart.
+
+    `name_behind` is a name of the parent, which stands behind all blocks.
+    """
     entries = -(-size // block)
     bat_at = header_offset + 1024 + gap * SECTOR
     bat = [vhd.ABSENT] * entries
-    body = b""
     start = bat_at + -(-4 * entries // SECTOR) * SECTOR
+    body = batmap(start, b"\xa5") if with_batmap else b""
     for number in order:
-        body += b"tdbatmap".ljust(gap * SECTOR, b"?") if gap else b""
+        body += b"?" * gap * SECTOR
         bat[number] = (start + len(body)) // SECTOR
         body += padded(contents[number][0]) + contents[number][1]
     table = struct.pack(f">{entries}I", *bat)
     table = table.ljust(-(-len(table) // SECTOR) * SECTOR, b"\xff")
     ending = footer(size, vhd.DYNAMIC, header_offset)
-    head = ending.ljust(header_offset, b"\0") + header(bat_at, entries, block)
+    locator = struct.pack(">4sIIIQ", b"W2ru", SECTOR, len(name_behind), 0, start + len(body))
+    body += padded(name_behind)
+    head = ending.ljust(header_offset, b"\0") + header(bat_at, entries, block, locator if name_behind else b"")
     return head.ljust(bat_at, b"\0") + table + body + ending
 
 
-def read(stream: bytes, piece: int, length: int = 0) -> tuple[vhd.Head, list[tuple[int, bytes]]]:
-    reader = VhdReader(length or len(stream))
+def read(stream: bytes, piece: int, *, announced: bool = True) -> tuple[vhd.Head, list[tuple[int, bytes]]]:
+    reader = VhdReader(len(stream) if announced else None)
     data: list[tuple[int, bytes]] = []
     heads: list[vhd.Head] = []
     ends: list[End] = []
@@ -93,9 +108,14 @@ def read(stream: bytes, piece: int, length: int = 0) -> tuple[vhd.Head, list[tup
     st.sampled_from([0, 1, 3]),
     st.sampled_from([512, 1024, 4096]),
     st.sampled_from([1, 100, 512, 70_000, 1 << 24]),
+    st.booleans(),
+    st.sampled_from([b"", b"a name", b"n" * 600]),
+    st.booleans(),
     st.integers(0, 10**6),
 )
-def test_every_layout_gives_the_same_bytes(block, count, short, gap, header_offset, piece, seed):
+def test_every_layout_gives_the_same_bytes(
+    block, count, short, gap, header_offset, piece, with_batmap, name_behind, announced, seed
+):
     rng = random.Random(seed)
     size = count * block - short
     numbers = [n for n in range(count) if rng.random() < 0.6]
@@ -110,10 +130,11 @@ def test_every_layout_gives_the_same_bytes(block, count, short, gap, header_offs
                 at = number * block + sector * SECTOR
                 expected[at : at + SECTOR] = content[sector * SECTOR : (sector + 1) * SECTOR]
     order = rng.sample(numbers, len(numbers))
-    stream = build(size, block, contents, order, gap, header_offset)
+    layout = {"with_batmap": with_batmap, "name_behind": name_behind}
+    stream = build(size, block, contents, order, gap, header_offset, **layout)
     if piece < 100 and len(stream) > 200_000:
         piece = 997
-    head, data = read(stream, piece)
+    head, data = read(stream, piece, announced=announced)
     found = bytearray(count * block)
     seen = set()
     for offset, content in data:
@@ -127,6 +148,66 @@ def test_every_layout_gives_the_same_bytes(block, count, short, gap, header_offs
     assert {n for n in range(count) if any(run.offset <= n * block < run.end for run in runs)} == {
         n for n in numbers if n * block < size
     }
+
+
+@pytest.mark.parametrize("more", [{}, {"with_batmap": True}, {"name_behind": b"x" * 513}])
+@pytest.mark.parametrize("numbers", [[], [0], [2, 0, 1]])
+def test_without_an_announced_length_the_footer_is_where_the_tables_end(numbers: list[int], more: dict) -> None:
+    stream = build(3 * 4096, 4096, {n: (b"\xff", bytes([n]) * 4096) for n in numbers}, numbers, **more)
+    for piece in (1, 512, len(stream)):
+        _, data = read(stream, piece, announced=False)
+        assert b"".join(content for _, content in sorted(data)) == b"".join(bytes([n]) * 4096 for n in sorted(numbers))
+    for length in (*range(0, len(stream), 61), len(stream) - 1):
+        with pytest.raises(FormatError):
+            read(stream[:length], 4096, announced=False)
+    surplus = [stream + b"\0", stream + stream[-512:], stream + b"HTTP/1.1 500 Internal Error\r\n"]
+    for wrong in [*surplus, stream[:-512] + bytes(512) + stream[-512:]]:
+        with pytest.raises(FormatError):
+            read(wrong, 4096, announced=False)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_response_where_the_disk_should_be_is_named(announced: bool) -> None:
+    stream = build(3 * 4096, 4096, {1: (b"\xff", b"x" * 4096)}, [1])
+    response = b"HTTP/1.1 500 Internal Error\r\ncontent-length: 357\r\n\r\n<html>"
+    for body in (response, response + bytes(600), stream + response, stream[:-512] + response):
+        for piece in (7, 4096):
+            with pytest.raises(FormatError) as caught:
+                reader = VhdReader(len(stream) if announced else None)
+                for at in range(0, len(body), piece):
+                    list(reader.feed(body[at : at + piece]))
+                reader.finish()
+            assert "HTTP" in str(caught.value) or piece == 7
+            assert caught.value.offset == body.index(b"HTTP")
+
+
+def test_names_of_the_parent_are_found() -> None:
+    head = vhd.parse_head(build(4096, 4096, {}, [], name_behind=b"path"))
+    assert head is not None
+    assert head.header.locators == (vhd.Locator(b"W2ru", 2048, 4),)
+    writer = vhd.VhdWriter(1 << 30, [], parent=(uuid.UUID(int=5), "/a/parent.vhd"))
+    head = vhd.parse_head(writer.head())
+    assert head is not None
+    ((platform, offset, length),) = head.header.locators
+    assert platform == b"MacX"
+    assert writer.head()[offset : offset + length] == b"file:///a/parent.vhd"
+
+
+def test_a_parents_name_that_does_not_fit_is_refused() -> None:
+    vhd.VhdWriter(512, [], parent=(uuid.UUID(int=5), "\u00e9" * 252))
+    for name in ("x" * 257, "\u00e9" * 254):
+        with pytest.raises(ValueError, match="name"):
+            vhd.VhdWriter(512, [], parent=(uuid.UUID(int=5), name)).head()
+
+
+def test_a_batmap_that_cannot_be_is_refused() -> None:
+    stream = build(4096, 4096, {0: (b"\xff", bytes(4096))}, [0], with_batmap=True)
+    at = stream.index(b"tdbatmap") + 8
+    for place in (0, 1 << 62):
+        wrong = stream[:at] + struct.pack(">Q", place) + stream[at + 8 :]
+        with pytest.raises(FormatError, match="batmap"):
+            read(wrong, 4096, announced=False)
+        read(wrong, 4096)  # whoever knows where the footer is need not look
 
 
 def test_a_footer_without_its_last_byte_is_taken():
@@ -161,6 +242,7 @@ def test_footers_that_cannot_be(at: int, what: bytes):
     [
         (16, struct.pack(">Q", 0)),  # where the table is
         (16, struct.pack(">Q", 1 << 40)),
+        (16, struct.pack(">Q", 2049)),
         (28, struct.pack(">I", 1)),  # how many blocks
         (28, struct.pack(">I", 1 << 31)),
         (32, struct.pack(">I", 0)),  # how large
@@ -168,7 +250,17 @@ def test_footers_that_cannot_be(at: int, what: bytes):
         (32, struct.pack(">I", 1 << 31)),
         (24, struct.pack(">I", 0x30000)),  # the version
     ],
-    ids=["table in the footer", "table far away", "few", "many", "empty", "odd", "large", "version"],
+    ids=[
+        "table in the footer",
+        "table far away",
+        "table between sectors",
+        "few",
+        "many",
+        "empty",
+        "odd",
+        "large",
+        "version",
+    ],
 )
 def test_headers_that_cannot_be(at: int, what: bytes):
     stream = bytearray(build(8192, 4096, {}, []))
