@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVarTuple
+from typing import Literal
+from uuid import UUID
 
 from mover.backup.metadata import decode, encode
 from mover.errors import TargetError, UsageError
 from mover.events import Emit
 from mover.restore.choice import choose_disks
+from mover.restore.fill import fill, is_filled
+from mover.restore.layout import DiskContent, Layout, raw_layout, vhd_layout
 from mover.restore.progress import RestoreProgress
-from mover.restore.vhd import vhd_stream
 from mover.store import DiskReader, Point, PointDisk, Store
 from mover.units import format_size
 from protocol.arena import Arena
-from protocol.extent import Extent, split, total
-from protocol.tasks import task_group
+from protocol.extent import total
 from protocol.vhd import MAX_SIZE
 
-_SLOTS = 8
+_SLOTS = 4
+_SLOT = 2 << 20
+_AGAIN = "the same command goes on where this one ended"
 
 Format = Literal["raw", "vhd"]
-_Arguments = TypeVarTuple("_Arguments")
+LayoutOf = Callable[[DiskContent, int], Layout]
+# Formats with a file for each disk: another one is a layout more.
+_LAYOUTS: dict[Format, LayoutOf] = {"raw": raw_layout, "vhd": vhd_layout}
 
 
 async def restore_to_files(
@@ -35,9 +43,11 @@ async def restore_to_files(
 ) -> list[Path]:
     """Write disks of `point` as sparse raw files or dynamic VHDs into `directory`, and the VM's metadata beside them.
 
-    `disks` are positions or names (empty: all). A file appears under its final name only when it is whole; existing
-    ones are replaced. Returns the disks' files, in order of position. Raises `NotFoundError`, `StoreDamagedError`,
-    `TargetError` if a file cannot be written, `UsageError` if a disk is too large for the format.
+    `disks` are positions or names (empty: all). A file appears under its final name only when it is whole. What is
+    there already counts: a file that is right is left as it is, one that an interrupted restore has left unfinished
+    (`.partial`) is gone on with, any other is replaced once its successor is whole. Returns the disks' files, in order
+    of position. Raises `NotFoundError`, `StoreDamagedError`, `TargetError` if a file cannot be written, `UsageError`
+    if a disk is too large for the format.
     """
     chosen = choose_disks(point, disks)
     if form == "vhd":
@@ -46,13 +56,15 @@ async def restore_to_files(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TargetError(f"cannot make {directory}: {error.strerror}") from error
-    _write_metadata(store, point, directory / f"{_file_name(point.record.vm_name)}.json")
-    arena = Arena(_SLOTS)
+    name = _file_name(point.record.vm_name)
+    _write_metadata(store, point, directory, name)
     files: list[Path] = []
     with ThreadPoolExecutor(os.cpu_count() or 2, "restore") as executor:
+        # Parts of whole chunks can be compared with their ids.
+        work = _Work(store, point, Arena(_SLOTS, max(_SLOT, store.chunk_size)), executor, emit)
         for disk in chosen:
-            path = directory / f"{_file_name(point.record.vm_name)}-{_file_name(disk.position)}.{form}"
-            await _write_disk(store, point, disk, path, form, arena, executor, emit)
+            path = directory / f"{name}-{_file_name(disk.position)}.{form}"
+            await _restore_disk(work, disk, path, _LAYOUTS[form])
             files.append(path)
     return files
 
@@ -67,12 +79,22 @@ def _refuse_too_large(point: Point, disks: Sequence[PointDisk]) -> None:
             )
 
 
-def _write_metadata(store: Store, point: Point, path: Path) -> None:
-    """The records of the VM. Firmware variables and TPM contents are in them: nobody else may read the file."""
+def _write_metadata(store: Store, point: Point, directory: Path, name: str) -> None:
+    """The records of the VM, and the pool's own form of them, as far as the point has them."""
+    if not point.record.metadata:
+        return
+    metadata = decode(store.get_blob(point.record.metadata))
+    _write_private(directory / f"{name}.json", encode(metadata))
+    if metadata.ova_xml is not None:
+        _write_private(directory / f"{name}.ova.xml", metadata.ova_xml.encode())
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Firmware variables and TPM contents are in it: nobody else may read the file."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(encode(decode(store.get_blob(point.record.metadata))))
+            file.write(data)
     except OSError as error:
         raise TargetError(f"cannot write {path}: {error.strerror}") from error
 
@@ -82,101 +104,78 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^\w.+-]", "_", text).lstrip(".") or "vm"
 
 
-async def _write_disk(
-    store: Store,
-    point: Point,
-    disk: PointDisk,
-    path: Path,
-    form: Format,
-    arena: Arena,
-    executor: ThreadPoolExecutor,
-    emit: Emit,
-) -> None:
-    """Write one disk under another name first, then give it its own."""
-    reader = store.disk(disk.root, disk.size)
+@dataclass(frozen=True)
+class _Work:
+    """What the disks of one restore share."""
+
+    store: Store
+    point: Point
+    arena: Arena
+    executor: ThreadPoolExecutor
+    emit: Emit
+
+
+async def _restore_disk(work: _Work, disk: PointDisk, path: Path, layout_of: LayoutOf) -> None:
+    """Leave alone a file that is right already; otherwise go on with the unfinished one, then give it its name."""
+    reader = work.store.disk(disk.root, disk.size)
     loop = asyncio.get_running_loop()
-    extents = await loop.run_in_executor(executor, lambda: list(reader.extents()))
-    progress = RestoreProgress(point.record.vm_uuid, disk, total(extents), emit)
-    write = _write_vhd if form == "vhd" else _write_raw
+    extents = await loop.run_in_executor(work.executor, lambda: list(reader.extents()))
+    layout = layout_of(DiskContent(disk.size, extents, _unique_id(work.point, disk)), work.arena.slot_size)
+    progress = RestoreProgress(work.point.record.vm_uuid, disk, total(extents), work.emit)
     unfinished = path.with_name(path.name + ".partial")
     try:
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if await _is_there(work, path, layout, reader, progress):
+            unfinished.unlink(missing_ok=True)
+        else:
+            progress.restart()
+            with _only_ours(unfinished) as descriptor:
+                await fill(descriptor, layout, reader, work.arena, work.executor, progress)
+                unfinished.rename(path)
+                await loop.run_in_executor(work.executor, _sync_folder, path.parent)
     except OSError as error:
-        raise TargetError(f"cannot write {unfinished}: {error.strerror}") from error
-    try:
-        await write(reader, extents, descriptor, arena, executor, progress)
-        await loop.run_in_executor(executor, os.fsync, descriptor)
-        unfinished.rename(path)
-    except OSError as error:
-        raise TargetError(f"cannot write {unfinished}: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
+        raise TargetError(f"cannot write {unfinished}: {error.strerror}", _AGAIN) from error
     progress.finish()
 
 
-async def _write_raw(
-    reader: DiskReader,
-    extents: list[Extent],
-    descriptor: int,
-    arena: Arena,
-    executor: ThreadPoolExecutor,
-    progress: RestoreProgress,
-) -> None:
-    os.ftruncate(descriptor, reader.size)
-    blocks = split(extents, arena.slot_size)
-    async with task_group() as group:
-        for _ in range(_SLOTS // 2):
-            group.create_task(_copy(reader, blocks, descriptor, arena, executor, progress))
-
-
-async def _write_vhd(
-    reader: DiskReader,
-    extents: list[Extent],
-    descriptor: int,
-    arena: Arena,
-    executor: ThreadPoolExecutor,
-    progress: RestoreProgress,
-) -> None:
-    offset = 0
-    length, parts = vhd_stream(reader, extents, arena, executor, progress)
-    async with aclosing(parts):
-        async for part in parts:
-            await _in_thread(executor, _write, descriptor, memoryview(part), offset)
-            offset += len(part)
-    assert offset == length
-
-
-async def _copy(
-    reader: DiskReader,
-    blocks: Iterator[Extent],
-    descriptor: int,
-    arena: Arena,
-    executor: ThreadPoolExecutor,
-    progress: RestoreProgress,
-) -> None:
-    def copy(block: Extent, view: memoryview) -> None:
-        reader.read_into(block.offset, view)
-        _write(descriptor, view, block.offset)
-
-    for block in blocks:
-        async with arena.slot() as slot:
-            await _in_thread(executor, copy, block, slot[: block.length])
-        progress.add(block.length)
-
-
-def _write(descriptor: int, view: memoryview, offset: int) -> None:
-    written = 0
-    while written < len(view):
-        written += os.pwrite(descriptor, view[written:], offset + written)
-
-
-async def _in_thread(
-    executor: ThreadPoolExecutor, work: Callable[[*_Arguments], None], *arguments: *_Arguments
-) -> None:
-    """Do `work` in a thread; who is cancelled meanwhile waits until the thread no longer uses what it was given."""
-    working = asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+async def _is_there(work: _Work, path: Path, layout: Layout, reader: DiskReader, progress: RestoreProgress) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        await asyncio.shield(working)
-    except asyncio.CancelledError:
-        await asyncio.wait([working])
-        raise
+        return await is_filled(descriptor, layout, reader, work.arena, work.executor, progress)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _only_ours(path: Path) -> Iterator[int]:
+    """Open a file for reading and writing, making it if it is not there. Raises `TargetError` if another has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _taken(path) from error
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            raise _taken(path)  # and has given it its name in this moment
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _taken(path: Path) -> TargetError:
+    return TargetError(f"another restore is writing {path}", "wait for it, or restore to another folder")
+
+
+def _unique_id(point: Point, disk: PointDisk) -> UUID:
+    """The same whenever this disk of this point is restored, and no other disk's. A random UUID by its looks."""
+    said = f"{point.id} {disk.position} {disk.root.hex()}".encode()
+    return UUID(bytes=hashlib.sha256(said).digest()[:16], version=4)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

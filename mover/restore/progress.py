@@ -19,18 +19,24 @@ class RestoreProgress:
         self._to_write = to_write
         self._emit = emit
         self._done = 0
+        self._found = 0
         self._started = time.monotonic()
         self._reported = 0.0
         emit(DiskPlanned(vm=vm, disk=disk.position, name=disk.name, size=disk.size, mode="restore", to_read=to_write))
 
-    def add(self, length: int) -> None:
-        """So much more has been written; whole blocks may hold more than was asked for."""
+    def add(self, length: int, found: int = 0) -> None:
+        """So much more is there, of which `found` was there before; whole blocks may hold more than was asked for."""
         self._done = min(self._done + length, self._to_write)
+        self._found += found
         if time.monotonic() - self._reported >= _REPORT_EVERY:
             self._report()
 
+    def restart(self) -> None:
+        """What was there before is not what it should be: all that was said about it counts no more."""
+        self._done = self._found = 0
+
     def finish(self) -> None:
-        """All of it has been written."""
+        """All of it is there."""
         self._done = self._to_write
         self._report()
         self._emit(
@@ -41,9 +47,9 @@ class RestoreProgress:
                 mode="restore",
                 size=self._disk.size,
                 changed=0,
-                read=self._to_write,
+                read=self._to_write - self._found,
                 zero=self._disk.size - self._to_write,
-                known=0,
+                known=self._found,
                 new=0,
                 stored=0,
                 seconds=time.monotonic() - self._started,
@@ -57,9 +63,9 @@ class RestoreProgress:
                 vm=self._vm,
                 disk=self._disk.position,
                 done=self._done,
-                read=self._done,
+                read=max(self._done - self._found, 0),
                 zero=0,
-                known=0,
+                known=self._found,
                 new=0,
                 stored=0,
             )

@@ -126,9 +126,10 @@ def _read(reader: DiskReader, block: Block) -> list[Extent]:
         Extent(max(found.offset, block.extent.offset), min(found.end, block.extent.end) - found.offset)
         for found in reader.extents(block.extent)
     ]
-    for extent in filled:
-        at = extent.offset - block.extent.offset
-        reader.read_into(extent.offset, block.slot[at : at + extent.length])
+    if filled:
+        # At once, holes between them included: each call is at least one read of the store.
+        start, end = filled[0].offset, filled[-1].end
+        reader.read_into(start, block.slot[start - block.extent.offset : end - block.extent.offset])
     return filled
 
 

@@ -11,7 +11,7 @@ from mover.store.pages import PageCache, StoredTree, count_chunks
 from mover.store.record import CHUNK, BadRecordError
 from mover.store.records import Records
 from mover.store.walk import differing_chunks
-from protocol.extent import Extent
+from protocol.extent import Extent, merge
 
 # Chunks resolved and read together: bounds what one call holds, whatever the length of its view.
 _BATCH = 16 << 20
@@ -64,6 +64,24 @@ class DiskReader:
             raise ValueError(f"bytes {offset} to {offset + len(view)} are not within the disk of {self.size} bytes")
         for start in range(0, len(view), _BATCH):
             self._read(offset + start, view[start : start + _BATCH])
+
+    def differing(self, offset: int, view: memoryview) -> list[Extent]:
+        """Which parts of `view`, by whole chunks, are not the disk's bytes from `offset` on, in order.
+
+        Nothing but the tree is read. A chunk of which the view has only some counts as different.
+        """
+        chunk_size = self._chunk_size
+        first = offset // chunk_size
+        found: list[Extent] = []
+        for chunk, id in enumerate(self._ids(first, count_chunks(offset + len(view), chunk_size)), first):
+            start, end = self._span(chunk, offset, len(view))
+            whole = end - start == min(self.size - chunk * chunk_size, chunk_size)
+            if not whole or not self._is(view[start:end], id):
+                found.append(Extent(offset + start, end - start))
+        return merge(found)
+
+    def _is(self, data: memoryview, id: bytes) -> bool:
+        return bytes(len(data)).startswith(data) if id == ZERO_ID else self._records.id_of(data, CHUNK) == id
 
     def _read(self, offset: int, view: memoryview) -> None:
         chunk_size = self._chunk_size

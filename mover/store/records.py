@@ -54,6 +54,10 @@ class Records:
         self._context = _Context()
         self._identify = {CHUNK: identity.chunk_id, PAGE: identity.page_id, BLOB: identity.blob_id}
 
+    def id_of(self, data: bytes | memoryview, kind: int) -> bytes:
+        """The id of the record that has these plain bytes, stored or not."""
+        return self._identify[kind](data)
+
     def get(self, id: bytes, kind: int) -> bytes:
         """The plain bytes of one record. Raises `StoreDamagedError`."""
         found: list[bytes] = []

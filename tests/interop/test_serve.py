@@ -163,7 +163,17 @@ async def test_single_files_out_of_a_copy_without_root(store: Path, tmp_path: Pa
     assert (tmp_path / "data.bin").read_bytes() == SECRET
 
 
-@needs("nbd-client")
+@needs("nbd-client", "mkfs.ext4")
+async def test_the_kernels_own_client_lists_the_disks(store: Path) -> None:
+    """The part of it that needs no kernel module."""
+    async with serving(store, "latest") as served:
+        address, port = served.uri(0).removeprefix("nbd://").split("/")[0].split(":")
+        code, output = await run("nbd-client", "-l", address, port)
+    assert code == 0, output
+    assert output.splitlines()[-2:] == ["0: root", "1: data"]
+
+
+@needs("nbd-client", "mkfs.ext4")
 @needs_kernel
 async def test_the_kernel_client_reads_the_same(store: Path, guest: bytes) -> None:
     async with serving(store, "latest") as served:

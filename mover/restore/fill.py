@@ -1,0 +1,201 @@
+"""Make a file hold what it should, writing only where it does not.
+
+What the file holds is found out by looking at it: chunks are compared with their ids, so nothing of them is read from
+the store. Whatever an interrupted restore, a crash or another restore point has left there, the result is the same,
+and nothing has to be written down about how far it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from threading import Event
+from typing import TypeVar
+
+from mover.restore.layout import Given, Layout, Stored
+from mover.restore.progress import RestoreProgress
+from mover.store import DiskReader
+from protocol.arena import Arena
+from protocol.extent import Extent, split, total
+from protocol.tasks import task_group
+
+_CARRIERS = 4
+_ZEROS = bytes(1 << 20)
+
+_Result = TypeVar("_Result")
+
+
+class _DifferentError(Exception):
+    """The file does not hold what it should."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """An open file and what it should hold. `fresh`: nothing is in it. With `write` it is mended where it differs."""
+
+    descriptor: int
+    layout: Layout
+    reader: DiskReader
+    fresh: bool
+    write: bool
+
+    def settle(self, part: Stored | Given, room: memoryview) -> int:
+        """Look after one part; the number of bytes that were read from the store for it."""
+        there = not self.fresh and _has_data(self.descriptor, part.at, part.length)
+        if isinstance(part, Given):
+            if not there or os.pread(self.descriptor, part.length, part.at) != part.data:
+                self._put(memoryview(part.data), part.at)
+            return 0
+        extent = part.extent
+        view = room[: extent.length]
+        wrong = [extent]
+        if there:
+            _read(self.descriptor, view, part.at)
+            wrong = self.reader.differing(extent.offset, view)
+        for piece in wrong:
+            self._refuse_unless_writing()
+            at = piece.offset - extent.offset
+            self.reader.read_into(piece.offset, view[at : at + piece.length])
+            self._put(view[at : at + piece.length], part.at + at)
+        return total(wrong)
+
+    def clear(self, stop: Event) -> None:
+        """Look after all that lies between the parts, until `stop` is set."""
+        room = memoryview(bytearray(len(_ZEROS)))
+        for gap in _between(self.layout):
+            for piece in split(_data_within(self.descriptor, gap), len(_ZEROS)):
+                if stop.is_set():
+                    return
+                view = room[: piece.length]
+                _read(self.descriptor, view, piece.offset)
+                if not _ZEROS.startswith(view):
+                    self._put(memoryview(_ZEROS)[: piece.length], piece.offset)
+
+    def _put(self, view: memoryview, at: int) -> None:
+        self._refuse_unless_writing()
+        written = 0
+        while written < len(view):
+            written += os.pwrite(self.descriptor, view[written:], at + written)
+
+    def _refuse_unless_writing(self) -> None:
+        if not self.write:
+            raise _DifferentError
+
+
+async def fill(
+    descriptor: int,
+    layout: Layout,
+    reader: DiskReader,
+    arena: Arena,
+    executor: Executor,
+    progress: RestoreProgress,
+) -> None:
+    """Make an open file hold what `layout` says, durably. Raises OSError and what the store raises.
+
+    The slots of `arena` are at least as long as the parts of `layout`.
+    """
+    fresh = os.fstat(descriptor).st_size == 0
+    os.ftruncate(descriptor, layout.length)
+    await _go_through(Filled(descriptor, layout, reader, fresh, True), arena, executor, progress)
+    await _in_thread(executor, lambda: os.fsync(descriptor))
+
+
+async def is_filled(
+    descriptor: int,
+    layout: Layout,
+    reader: DiskReader,
+    arena: Arena,
+    executor: Executor,
+    progress: RestoreProgress,
+) -> bool:
+    """Whether an open file holds what `layout` says, and nothing else. Nothing is written."""
+    if os.fstat(descriptor).st_size != layout.length:
+        return False
+    same = True
+    try:
+        await _go_through(Filled(descriptor, layout, reader, False, False), arena, executor, progress)
+    except* _DifferentError:
+        same = False
+    return same
+
+
+async def _go_through(filled: Filled, arena: Arena, executor: Executor, progress: RestoreProgress) -> None:
+    if not filled.fresh:
+        stop = Event()
+        await _in_thread(executor, lambda: filled.clear(stop), stop.set)
+    parts = filled.layout.parts()
+    async with task_group() as group:
+        for _ in range(_CARRIERS):
+            group.create_task(_carry(filled, parts, arena, executor, progress))
+
+
+async def _carry(
+    filled: Filled, parts: Iterator[Stored | Given], arena: Arena, executor: Executor, progress: RestoreProgress
+) -> None:
+    for part in parts:
+        async with arena.slot() as slot:
+            read = await _in_thread(executor, partial(filled.settle, part, slot))
+        if isinstance(part, Stored):
+            progress.add(part.length, found=part.length - read)
+
+
+async def _in_thread(
+    executor: Executor, work: Callable[[], _Result], when_cancelled: Callable[[], None] = lambda: None
+) -> _Result:
+    """Do `work` in a thread; who is cancelled meanwhile waits until the thread no longer uses what it was given."""
+    working = asyncio.get_running_loop().run_in_executor(executor, work)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        when_cancelled()
+        await asyncio.wait([working])
+        raise
+
+
+def _between(layout: Layout) -> Iterator[Extent]:
+    """What of the file belongs to no part."""
+    position = 0
+    for part in chain(layout.parts(), [Given(layout.length, b"")]):
+        if part.at > position:
+            yield Extent(position, part.at - position)
+        position = part.at + part.length
+
+
+def _data_within(descriptor: int, extent: Extent) -> Iterator[Extent]:
+    """What of a range of the file is no hole."""
+    position = extent.offset
+    while (start := _next(descriptor, position, os.SEEK_DATA)) < extent.end:
+        position = min(_next(descriptor, start, os.SEEK_HOLE), extent.end)
+        yield Extent(start, position - start)
+
+
+def _has_data(descriptor: int, at: int, length: int) -> bool:
+    return _next(descriptor, at, os.SEEK_DATA) < at + length
+
+
+def _next(descriptor: int, position: int, what: int) -> int:
+    """The next byte from `position` on that is data or a hole; past every file if there is none.
+
+    This moves the file's position, which nothing here relies on.
+    """
+    try:
+        return os.lseek(descriptor, position, what)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return 1 << 63
+
+
+def _read(descriptor: int, view: memoryview, at: int) -> None:
+    done = 0
+    while done < len(view):
+        got = os.preadv(descriptor, [view[done:]], at + done)
+        if not got:
+            raise OSError(errno.EIO, "the file has become shorter")
+        done += got
