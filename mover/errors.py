@@ -84,6 +84,12 @@ class FormatTooNewError(MoverError):
     exit_code = 15
 
 
+class StoreUnfitError(MoverError):
+    """The place cannot keep a store safely: the server ignores what a store rests on."""
+
+    exit_code = 18
+
+
 class UnreachableError(MoverError):
     """The pool does not answer, or is not trusted."""
 

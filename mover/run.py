@@ -25,6 +25,7 @@ from mover.job import Job, PoolSection, ScheduleSection, SelectedVm, read_secret
 from mover.lock import run_lock
 from mover.pipeline.pace import Pace
 from mover.retention import has_policy, to_forget
+from mover.storage import create_store, open_store
 from mover.store import Store, Writer
 from protocol.arena import Arena
 from protocol.errors import PoolUnreachableError, XapiError
@@ -195,9 +196,9 @@ def _with_mode(vm: SelectedVm, schedule: ScheduleSection | None, *, full: bool) 
 
 def _open_or_create(job: Job, emit: Emit) -> Store:
     try:
-        return Store.open(job.store.url)
+        return open_store(job.store)
     except StoreMissingError:
-        store = Store.create(job.store.url, chunk_size=job.store.chunk_size, compression=job.store.compression)
+        store = create_store(job.store)
         emit(Note(level="info", message=f"made a new store at {job.store.url}"))
         return store
 

@@ -18,4 +18,9 @@ def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Locks and other state of the program, away from the user's."""
     directory = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("MOVER_STATE", str(directory))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(directory / "cache"))
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "")
     yield directory

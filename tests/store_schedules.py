@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
-from mover.store.backend import Buffer, ObjectMissingError
+from mover.store.backend import LOCAL, Buffer, ObjectMissingError, Tuning
 
 Objects = dict[str, bytes]
 
@@ -45,6 +45,7 @@ class MemoryBackend:
     objects: Objects
     step: Callable[[], None] = lambda: None
     location: str = "memory"
+    tuning: Tuning = LOCAL
 
     def create(self, key: str) -> MemoryUpload:
         return MemoryUpload(self, key)

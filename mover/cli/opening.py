@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mover.job import Job, load_job
+from mover.storage import open_store
 from mover.store import Store
 
 
@@ -21,5 +22,5 @@ def is_job(argument: str) -> bool:
 def store_of(argument: str) -> Store:
     """The store that `STORE|JOB` means."""
     if is_job(argument):
-        return Store.open(job_of(argument).store.url)
+        return open_store(job_of(argument).store)
     return Store.open(argument)

@@ -10,6 +10,7 @@ from mover.job.model import (
     ReportSection,
     ScheduleSection,
     SelectorSection,
+    StoreSection,
 )
 from mover.job.secrets import read_secret
 from mover.job.select import SelectedDisk, SelectedVm, select_vms
@@ -25,6 +26,7 @@ __all__ = [
     "SelectedDisk",
     "SelectedVm",
     "SelectorSection",
+    "StoreSection",
     "load_job",
     "parse_job",
     "read_secret",

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mover.errors import JobError
-from mover.job.keys import Complaint, table
+from mover.job.keys import Complaint, shown, table
 from mover.job.model import Job, SelectorSection, backup_keys
 from mover.job.position import nearest, positions
 
 _LIMIT = 1 << 20
+_SECRET_ACCESS_KEY = ("secret-access-key-file", "secret-access-key-env", "secret-access-key-command")
+_FOR_BUCKETS = ("endpoint", "region", "access-key-id", "ca-file", "retry-for")
 _PLACE = re.compile(r" \(at line ([0-9]+), column ([0-9]+)\)$")
 
 
@@ -72,6 +74,7 @@ def _cross_checks(job: Job, raw: dict[str, Any]) -> list[Complaint]:
         )
     if job.pool.ca_file and job.pool.fingerprint:
         complaints.append(Complaint(("pool", "fingerprint"), "also ca-file", "one of ca-file, fingerprint"))
+    complaints.extend(_bucket_checks(raw["store"]))
     if not job.vms:
         complaints.append(Complaint(("vms",), "nothing", "at least one [[vms]] selector"))
     for index, selector in enumerate(job.vms):
@@ -86,9 +89,23 @@ def _cross_checks(job: Job, raw: dict[str, Any]) -> list[Complaint]:
     return complaints
 
 
+def _bucket_checks(store: dict[str, Any]) -> list[Complaint]:
+    """Keys of [store] that are for object storage go together, and with no folder."""
+    secrets = [name for name in _SECRET_ACCESS_KEY if name in store]
+    given = [name for name in (*_SECRET_ACCESS_KEY, *_FOR_BUCKETS) if name in store]
+    if given and not str(store["url"]).startswith("s3://"):
+        return [Complaint(("store", given[0]), f"the url {shown(store['url'])}", "only for s3://bucket/prefix")]
+    if len(secrets) > 1:
+        return [Complaint(("store", secrets[1]), " and ".join(secrets), f"one of {', '.join(_SECRET_ACCESS_KEY)}")]
+    if bool(secrets) != ("access-key-id" in store):
+        name = secrets[0] if secrets else "access-key-id"
+        return [Complaint(("store", name), "one without the other", "access-key-id together with its secret")]
+    return []
+
+
 def _literal_secrets(raw: dict[str, Any]) -> list[Complaint]:
     found: list[Complaint] = []
-    for section, name in (("pool", "password"), ("store", "passphrase")):
+    for section, name in (("pool", "password"), ("store", "passphrase"), ("store", "secret-access-key")):
         values = raw.get(section)
         if isinstance(values, dict) and name in values:
             hint = f"{name}-file, {name}-env or {name}-command: a secret never stands in the job file itself"

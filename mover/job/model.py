@@ -28,6 +28,7 @@ _COMPRESSION = pattern(
 )
 _FINGERPRINT = pattern(r"sha256:[0-9A-Fa-f]{2}(:?[0-9A-Fa-f]{2}){31}", "sha256: and 64 hex digits")
 _UUID = pattern(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "a UUID as the pool writes it, in lower case")
+_ENDPOINT = url
 _VARIABLE = pattern(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")
 
 
@@ -78,9 +79,14 @@ class PoolSection:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSection:
-    """[store]: where restore points go. The middle two are fixed when the store is made."""
+    """[store]: where restore points go. chunk-size and compression are fixed when the store is made.
 
-    url: str = key(place, doc="a folder, as file:///srv/backup/mover", example='"file:///srv/backup/mover"')
+    The keys from endpoint on are for s3:// only. What is not given, the environment and the files of the AWS tools say.
+    """
+
+    url: str = key(
+        place, doc="a folder, as file:///srv/backup/mover, or s3://bucket/prefix", example='"file:///srv/backup/mover"'
+    )
     chunk_size: int = key(_chunk_size, 64 << 10, "the unit of deduplication, a power of two up to 4MiB")
     compression: str = key(_COMPRESSION, "zstd:1", "zstd:LEVEL or none")
     passphrase_file: str | None = key(text, None, "only for encrypted stores: a file with the passphrase")
@@ -90,6 +96,16 @@ class StoreSection:
     passphrase_command: tuple[str, ...] | None = key(
         command, None, "only for encrypted stores: a command that prints it", private=True
     )
+    endpoint: str | None = key(_ENDPOINT, None, "the server's URL, if it is not AWS")
+    region: str | None = key(text, None, "the region of the bucket; without any, us-east-1")
+    access_key_id: str | None = key(text, None, "who asks; without it AWS_ACCESS_KEY_ID, a profile, or a role")
+    secret_access_key_file: str | None = key(text, None, "a file with its secret; not readable by others")
+    secret_access_key_env: str | None = key(_VARIABLE, None, "a variable with its secret", private=True)
+    secret_access_key_command: tuple[str, ...] | None = key(
+        command, None, "a command that prints its secret", private=True
+    )
+    ca_file: str | None = key(text, None, "PEM certificates to trust for the endpoint, besides the system's")
+    retry_for: float = key(duration, 120.0, "how long a request that fails for a passing reason is tried again")
 
 
 @dataclass(frozen=True, kw_only=True)

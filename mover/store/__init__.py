@@ -6,6 +6,7 @@ The format is described byte by byte in docs/FORMAT.md.
 from mover.store.point import Point, PointDisk, PointRecord
 from mover.store.prune import Patience, PruneReport
 from mover.store.reader import DiskReader
+from mover.store.s3 import S3Access
 from mover.store.seal import Sealed
 from mover.store.store import Store
 from mover.store.tree import Tree
@@ -20,6 +21,7 @@ __all__ = [
     "PointDisk",
     "PointRecord",
     "PruneReport",
+    "S3Access",
     "Sealed",
     "Store",
     "Tree",

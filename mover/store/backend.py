@@ -7,9 +7,30 @@ storage can stand where a directory stands today. Keys are relative paths of `[a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What pays off at a back end. Other values would be slow or dear, never wrong.
+
+    `gap`: bytes between two records that are read along rather than asked for separately. `run`: the longest read in
+    bytes. `requests`: how many at once. `uploads`: packs on their way at once. `pack_target`: bytes, of new stores.
+    """
+
+    gap: int
+    run: int
+    requests: int
+    uploads: int
+    pack_target: int
+
+
+LOCAL = Tuning(gap=32 << 10, run=4 << 20, requests=1, uploads=1, pack_target=64 << 20)
+# A request takes some 20 ms, in which 1 MiB or more comes by. A pack on its way is held in memory.
+REMOTE = Tuning(gap=512 << 10, run=8 << 20, requests=8, uploads=3, pack_target=16 << 20)
 
 
 class ObjectMissingError(Exception):
@@ -39,6 +60,10 @@ class Backend(Protocol):
     There are four things to do with an object: put it if it is absent (`put`, and `create` for what is written piece
     by piece), get a range of it (`get`, `read_into`), list, delete.
     """
+
+    @property
+    def tuning(self) -> Tuning:
+        """What pays off here."""
 
     @property
     def location(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import secrets
 import time
@@ -17,8 +16,9 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 
 from mover.errors import StoreFullError, StoreIoError
-from mover.store.backend import Buffer, ObjectMissingError
+from mover.store.backend import LOCAL, Buffer, ObjectMissingError, Tuning
 from mover.store.descriptors import Descriptors
+from mover.store.file_map import map_file
 from mover.store.file_ops import FileOps
 
 _FULL = {
@@ -29,12 +29,12 @@ _FULL = {
 }
 # A new upload is locked right after its file is made; only files older than this are looked at when tidying up.
 _LITTER_AGE = 3600.0
-# Up to this size an object is read rather than mapped: each mapping holds a descriptor.
-_SMALL = 256 << 10
 
 
 class DirectoryBackend:
     """Objects as files under `path` (absolute). `ops` does the writing."""
+
+    tuning: Tuning = LOCAL
 
     def __init__(self, path: str, ops: FileOps | None = None) -> None:
         self._root = path
@@ -106,14 +106,7 @@ class DirectoryBackend:
     def map(self, key: str) -> memoryview:
         """The object as a read-only mapping, shared by all processes through the page cache."""
         with self._reading(key):
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                size = os.fstat(fd).st_size
-                if size <= _SMALL:
-                    return memoryview(os.pread(fd, size, 0))
-                return memoryview(mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ))
-            finally:
-                os.close(fd)
+            return map_file(self._path(key))
 
     def _size(self, key: str) -> int:
         with self._reading(key):

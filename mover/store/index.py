@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mover.errors import StoreDamagedError
 from mover.store import segment as segments
+from mover.store.at_once import at_once
 from mover.store.backend import Backend, Mapping, ObjectMissingError
 from mover.store.condemned import read_condemned
 from mover.store.identity import ID_LENGTH, Identity
@@ -198,15 +199,12 @@ def _open_all(backend: Backend, identity: Identity, mapping: Mapping) -> IndexVi
     # This order, condemned packs before the index and that before the packs, is what makes deleting safe.
     condemned, damaged = read_condemned(backend, identity)
     opened: dict[SegmentName, tuple[Segment, memoryview]] = {}
-    for key, _ in backend.list(INDEX):
-        name = parse_segment(key)
-        if name is None:
-            continue
-        data = mapping.map(key)
+    names = [name for key, _ in backend.list(INDEX) if (name := parse_segment(key)) is not None]
+    for name, data in zip(names, at_once(backend.tuning, lambda name: mapping.map(name.key), names), strict=True):
         try:
             opened[name] = (segments.parse(identity, data), data)
         except BadSegmentError as error:
-            damaged.append((key, str(error)))
+            damaged.append((name.key, str(error)))
     replaced = {name for segment, _ in opened.values() for name in segment.replaces}
     sizes = dict(backend.list(PACKS)) if opened else {}
     gone = frozenset(pack for packs in condemned.values() for pack in packs)

@@ -15,7 +15,7 @@ from mover.store.identity import Identity
 from mover.store.names import DATA, MAX_SEQ, META, PackName
 from mover.store.record import HEADER_LENGTH, Record
 
-# Full packs on their way to the disk; beyond that, sealing waits.
+# At least so many full packs may be on their way; beyond that, sealing waits.
 _CLOSING = 2
 
 
@@ -83,8 +83,8 @@ class PackWriter:
         self._next_seq = {DATA: first_seq, META: first_seq}
         self._ids: set[bytes] = set()
         self._lock = Condition()
-        self._background = ThreadPoolExecutor(1, "mover-pack")
-        self._room = BoundedSemaphore(_CLOSING)
+        self._background = ThreadPoolExecutor(backend.tuning.uploads, "mover-pack")
+        self._room = BoundedSemaphore(max(backend.tuning.uploads, _CLOSING))
         self._closing: set[_Open] = set()
         self._failure: BaseException | None = None
 

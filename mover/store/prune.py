@@ -18,6 +18,7 @@ from itertools import count
 from mover.errors import StoreDamagedError
 from mover.store import pack
 from mover.store import segment as segments
+from mover.store.at_once import at_once
 from mover.store.backend import Backend, ObjectMissingError
 from mover.store.condemned import encode_condemned, read_condemned, refuse_damaged_condemnations
 from mover.store.config import Config
@@ -219,9 +220,9 @@ class Prune:
     def _delete(self, plan: _Plan) -> None:
         """Take packs off the index, delete them, and only then say that they are condemned no longer."""
         self._drop_from_index(plan.doomed)
-        for done, name in enumerate(plan.doomed):
-            self._progress("deleting packs", done, len(plan.doomed))
-            self._backend.delete(name.key)
+        keys = [name.key for name in plan.doomed]
+        for done, _ in enumerate(at_once(self._backend.tuning, self._backend.delete, keys)):
+            self._progress("deleting packs", done, len(keys))
         # A writer may have merged what it knew of before into a new segment.
         self._drop_from_index(plan.doomed)
         for key in self._forgotten:

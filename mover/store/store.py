@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
-from urllib.parse import unquote, urlsplit
+from dataclasses import replace
 
 from mover.errors import NotFoundError, StoreDamagedError, StoreMissingError, UsageError
 from mover.store import config as configs
 from mover.store import point as points
-from mover.store.backend import Backend, Mapping, ObjectMissingError
+from mover.store.at_once import at_once
+from mover.store.backend import Backend, ObjectMissingError
 from mover.store.condemned import refuse_damaged_condemnations
 from mover.store.config import Config
-from mover.store.directory import DirectoryBackend
 from mover.store.identity import Identity
 from mover.store.index import Index
 from mover.store.lease import Lease
 from mover.store.names import POINTS, STORE, PointName, new_writer_id, parse_point
 from mover.store.pages import PageCache
+from mover.store.places import Place, mapping_for, open_backend
 from mover.store.point import BadPointError, Point
 from mover.store.prune import Patience, Progress, Prune, PruneReport
 from mover.store.reader import DiskReader
 from mover.store.record import BLOB
 from mover.store.records import Records
 from mover.store.roots import forget
+from mover.store.s3.access import S3Access
 from mover.store.verify import Damage, Verification
 from mover.store.writer import Writer
 
@@ -39,31 +39,36 @@ class Store:
         self.config = config
         self._backend = backend
         self._identity = Identity.of(config.key)
-        self._index = Index(backend, self._identity, mapping_for(backend))
+        self._index = Index(backend, self._identity, mapping_for(backend, config.store_id))
         self._records = Records(backend, self._identity, self._index)
         self._cache = PageCache(self._records)
 
     @classmethod
     def create(
-        cls, where: str | os.PathLike[str] | Backend, *, chunk_size: int = 64 << 10, compression: str = "zstd:1"
+        cls, where: Place, *, chunk_size: int = 64 << 10, compression: str = "zstd:1", s3: S3Access | None = None
     ) -> Store:
-        """Make a store: `where` is a path, a `file://` URL or a back end. `chunk_size` is in bytes, for ever.
+        """Make a store: `where` is a path, a `file://` or `s3://` URL, or a back end. `chunk_size`, in bytes, stays.
 
-        Raises `UsageError` if there is one already or the settings are wrong, `StoreFullError`, `StoreIoError`.
+        `s3` says how to reach a bucket. Raises `UsageError` if there is a store already or the settings are wrong,
+        `StoreUnfitError` if the server ignores what a store rests on, `StoreFullError`, `StoreIoError`.
         """
         try:
             config = configs.new_config(chunk_size, compression)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        backend = open_backend(where, make=True)
+        backend = open_backend(where, make=True, s3=s3)
+        config = replace(config, pack_target=backend.tuning.pack_target)
         if not backend.put(STORE, configs.encode(config)):
             raise UsageError(f"there is a store at {backend.location} already")
         return cls(backend, config)
 
     @classmethod
-    def open(cls, where: str | os.PathLike[str] | Backend) -> Store:
-        """Open a store. Raises `StoreMissingError`, `FormatTooNewError`, `StoreDamagedError`, `StoreIoError`."""
-        backend = open_backend(where)
+    def open(cls, where: Place, *, s3: S3Access | None = None) -> Store:
+        """Open a store. `s3` says how to reach a bucket.
+
+        Raises `StoreMissingError`, `FormatTooNewError`, `StoreDamagedError`, `StoreIoError`.
+        """
+        backend = open_backend(where, s3=s3)
         try:
             data = backend.get(STORE, 0, configs.MAX_LENGTH + 1)
         except ObjectMissingError as error:
@@ -109,13 +114,12 @@ class Store:
         """The restore points that can be read, oldest first, and what is wrong with the others."""
         found: list[Point] = []
         damaged: list[Damage] = []
-        for key, _ in self._backend.list(POINTS):
-            name = parse_point(key)
-            try:
-                if name is not None and (point := self._point(name)) is not None:
-                    found.append(point)
-            except BadPointError as error:
-                damaged.append(Damage(key, str(error), ()))
+        names = (name for key, _ in self._backend.list(POINTS) if (name := parse_point(key)) is not None)
+        for one in at_once(self._backend.tuning, self._point, names):
+            if isinstance(one, Point):
+                found.append(one)
+            elif one is not None:
+                damaged.append(one)
         return sorted(found, key=lambda point: (point.record.created, point.name)), damaged
 
     def point(self, wanted: str) -> Point:
@@ -211,33 +215,12 @@ class Store:
         """Let go of open files."""
         self._backend.close()
 
-    def _point(self, name: PointName) -> Point | None:
+    def _point(self, name: PointName) -> Point | Damage | None:
         """Read one; None if it is a fence, or was removed meanwhile."""
         try:
             data = self._backend.get(name.key, 0, points.MAX_LENGTH + 1)
+            return None if data == points.FENCE else points.decode(self._identity, name, data)
         except ObjectMissingError:
             return None
-        return None if data == points.FENCE else points.decode(self._identity, name, data)
-
-
-def open_backend(where: str | os.PathLike[str] | Backend, *, make: bool = False) -> Backend:
-    """The back end for a path or URL. Raises `UsageError` for a scheme that is unknown."""
-    if not isinstance(where, str | os.PathLike):
-        return where
-    text = os.fspath(where)
-    if re.match(r"[a-z][a-z0-9+.-]*://", text):
-        url = urlsplit(text)
-        if url.scheme != "file" or url.netloc not in ("", "localhost"):
-            raise UsageError(f"a store is a directory or file:///path, not {url.scheme}://{url.netloc}")
-        text = unquote(url.path)
-    backend = DirectoryBackend(os.path.abspath(os.path.expanduser(text)))
-    if make:
-        backend.make_root()
-    return backend
-
-
-def mapping_for(backend: Backend) -> Mapping:
-    """Where the index is mapped from: the back end itself, if its objects are files."""
-    if not isinstance(backend, Mapping):
-        raise TypeError(f"objects of {backend.location} cannot be mapped")
-    return backend
+        except BadPointError as error:
+            return Damage(name.key, str(error), ())

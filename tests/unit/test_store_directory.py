@@ -11,7 +11,7 @@ import pytest
 from mover.errors import StoreIoError, UsageError
 from mover.store.backend import ObjectMissingError
 from mover.store.directory import DirectoryBackend
-from mover.store.store import open_backend
+from mover.store.places import open_backend
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_more_files_than_may_be_open(backend: DirectoryBackend) -> None:
 def test_places(tmp_path: Path) -> None:
     assert open_backend(tmp_path).location == str(tmp_path)
     assert open_backend(f"file://{tmp_path}/a%20b").location == f"{tmp_path}/a b"
-    for wrong in ("s3://bucket/prefix", "file://elsewhere/x"):
+    for wrong in ("gs://bucket/prefix", "file://elsewhere/x", "s3:///prefix", "s3://bucket/a//b"):
         with pytest.raises(UsageError):
             open_backend(wrong)
     (tmp_path / "file").write_bytes(b"")

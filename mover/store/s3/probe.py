@@ -1,0 +1,43 @@
+"""Whether a server does what a store rests on: there are some that take conditions and ignore them."""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+
+from mover.errors import StoreUnfitError
+from mover.store.backend import Backend
+
+_RACERS = 4
+
+
+def refuse_unfit(backend: Backend) -> None:
+    """Try put-if-absent, alone and in a race, and whether a list shows what was put. Raises `StoreUnfitError`.
+
+    Leaves nothing behind, and whoever sees the objects meanwhile ignores names like theirs.
+    """
+    folder = f"probe/{secrets.token_hex(16)}/"
+    keys = [f"{folder}once", f"{folder}race"]
+    try:
+        if not backend.put(keys[0], b"first") or backend.put(keys[0], b"second"):
+            raise _unfit(backend, "it overwrites an object that a conditional put (If-None-Match: *) must leave alone")
+        if backend.get(keys[0]) != b"first":
+            raise _unfit(backend, "it does not give back what was put")
+        with ThreadPoolExecutor(_RACERS, "mover-probe") as racers:
+            won = list(racers.map(lambda number: backend.put(keys[1], b"%d" % number), range(_RACERS)))
+        if won.count(True) != 1 or backend.get(keys[1]) != b"%d" % won.index(True):
+            raise _unfit(backend, f"of {_RACERS} conditional puts of one name at once {won.count(True)} succeeded")
+        if {key for key, _ in backend.list(folder)} != set(keys):
+            raise _unfit(backend, "its list does not show what was just put")
+        if backend.get(keys[0], 1, 3) != b"irs":
+            raise _unfit(backend, "it does not give parts of objects")
+    finally:
+        for key in keys:
+            backend.delete(key)
+
+
+def _unfit(backend: Backend, reason: str) -> StoreUnfitError:
+    return StoreUnfitError(
+        f"{backend.location} cannot hold a store: {reason}",
+        "a store needs a server that supports conditional writes, as AWS, MinIO, Ceph and SeaweedFS do",
+    )
