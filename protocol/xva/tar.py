@@ -45,10 +45,10 @@ class Member(NamedTuple):
 
 def parse_header(data: bytes, offset: int) -> Member:
     """Parse 512 bytes that stand at `offset` and are not all zero. Raises `FormatError`."""
+    refuse_response("XVA", data, offset)
     raw, _, _, _, size, _, checksum, kind, _, magic, _, _, _, _, _, prefix = _HEADER.unpack(data)
     # All bytes, with the checksum's own counted as blanks.
     if _number(checksum, offset) != sum(data) - sum(checksum) + 8 * 0x20:
-        refuse_response("XVA", data, offset)
         fail("no tar header where one should be (its checksum does not match)", offset)
     if kind not in (b"\0", b"0"):
         fail(f"{_KINDS.get(kind, f'a member of type {kind!r}')}; only plain files with short names belong here", offset)
