@@ -99,6 +99,8 @@ async def test_the_first_read_takes_a_handful_of_reads_whatever_the_size(tmp_pat
         assert view == WORDS[:4096]
     # store.json, the list of points, the point: nothing of the index, of a tree or of a pack before a client asks.
     assert [call for call, _ in opening] == ["get", "list", "get"]
+    # A store that cannot be written will do.
+    assert not {call for call, _ in backend.calls} & {"create", "put", "delete", "tidy"}
     reads = [key for call, key in first if call == "read_into"]
     # One page of each level of the tree, of which 4 PiB need five, and the chunks of one block, which lie together.
     assert len(reads) == levels + 1, first

@@ -169,9 +169,8 @@ def script(commands: list[Command], names: dict[str, str]) -> str:
             text = text.replace("nbdfuse", f"mkfifo {ready}; nbdfuse --pidfile {ready}", 1)
             lines.append(f"{text} cat {ready}")
         elif text.endswith(" &"):
-            lines.append(
-                f"mkfifo {ready}; {text[:-2]} > {ready} & exec {{fd}}< {ready}; serving=$!; read -r line <&$fd"
-            )
+            lines.append(f"mkfifo {ready}; {text[:-2]} > {ready} & serving=$!")
+            lines.append(f"exec {{fd}}< {ready}; read -r line <&$fd")
         elif text == "kill %1":
             lines.append("kill $serving; wait $serving; [ $? = 143 ]")
         else:
@@ -203,6 +202,13 @@ def check_served(world: World, here: Path) -> None:
     assert (here / "web-1-0.raw").read_bytes() == world.disks[0]
 
 
+def check_moved(world: World, here: Path) -> None:
+    check_files(world, here)
+    store = Store.open(world.store)
+    assert {disk.mode for disk in store.point("web-1").record.disks} == {"incremental"}
+    store.close()
+
+
 def check_single_files(world: World, here: Path) -> None:
     assert (here / "motd").read_bytes() == MOTD
     assert {str(path.relative_to(here)) for path in (here / "srv").rglob("*") if path.is_file()} == {
@@ -226,7 +232,7 @@ CHECKS: dict[str, Callable[[World, Path], None]] = {
     "One disk": check_one_disk,
     "Disks without restoring them": check_served,
     "Single files": check_single_files,
-    "The machine with mover is gone": check_files,
+    "The machine with mover is gone": check_moved,
     "The store is damaged": check_salvaged,
 }
 
@@ -271,8 +277,8 @@ def test_the_commands_of_a_section(world: World, tmp_path_factory: pytest.TempPa
     }
     done = subprocess.run(
         ["bash", "-c", script(section.commands, names)],
-        cwd=here, env=world.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, timeout=110, check=False,
+        cwd=here, env={**world.environment, "MOVER_STATE": str(here / "state")}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=110, check=False,
     )  # fmt: skip
     print(done.stdout)
     assert done.returncode == 0
