@@ -1,10 +1,13 @@
-"""Task groups whose failure is one error, not a tree of them."""
+"""Task groups whose failure is one error, not a tree of them; and waiting for threads, which nothing can cancel."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
 
 
 @asynccontextmanager
@@ -19,6 +22,21 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
             yield group
     except BaseExceptionGroup as errors:
         raise first_error(errors) from errors.exceptions[0].__cause__
+
+
+async def settled(work: asyncio.Future[_Result]) -> _Result:
+    """The result of what a thread does.
+
+    Who is cancelled meanwhile waits all the same until the thread is done, and no longer uses what it was given.
+    """
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        if not work.done():
+            await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # nobody else asks for it, and asyncio would complain about that
+        raise
 
 
 def first_error(error: BaseException) -> BaseException:

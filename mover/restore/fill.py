@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
-from threading import Event
+from itertools import chain, islice
 from typing import TypeVar
 
 from mover.restore.layout import Given, Layout, Stored
@@ -23,10 +22,12 @@ from mover.restore.progress import RestoreProgress
 from mover.store import DiskReader
 from protocol.arena import Arena
 from protocol.extent import Extent, split, total
-from protocol.tasks import task_group
+from protocol.tasks import settled, task_group
 
 _CARRIERS = 4
 _ZEROS = bytes(1 << 20)
+# So many pieces that should be zeros are looked at before anybody can interrupt.
+_PIECES = 64
 
 _Result = TypeVar("_Result")
 
@@ -65,17 +66,22 @@ class Filled:
             self._put(view[at : at + piece.length], part.at + at)
         return total(wrong)
 
-    def clear(self, stop: Event) -> None:
-        """Look after all that lies between the parts, until `stop` is set."""
-        room = memoryview(bytearray(len(_ZEROS)))
+    def stale(self) -> Iterator[Extent]:
+        """What lies between the parts and is no hole, in pieces of at most 1 MiB; an empty one for each gap."""
         for gap in _between(self.layout):
-            for piece in split(_data_within(self.descriptor, gap), len(_ZEROS)):
-                if stop.is_set():
-                    return
-                view = room[: piece.length]
-                _read(self.descriptor, view, piece.offset)
-                if not _ZEROS.startswith(view):
-                    self._put(memoryview(_ZEROS)[: piece.length], piece.offset)
+            yield Extent(gap.offset, 0)
+            yield from split(_data_within(self.descriptor, gap), len(_ZEROS))
+
+    def clear(self, pieces: Iterator[Extent]) -> bool:
+        """Look after a few of `pieces`, which are to be zeros. Whether there were any left."""
+        room = memoryview(bytearray(len(_ZEROS)))
+        some = list(islice(pieces, _PIECES))
+        for piece in some:
+            view = room[: piece.length]
+            _read(self.descriptor, view, piece.offset)
+            if not _ZEROS.startswith(view):
+                self._put(memoryview(_ZEROS)[: piece.length], piece.offset)
+        return bool(some)
 
     def _put(self, view: memoryview, at: int) -> None:
         self._refuse_unless_writing()
@@ -103,7 +109,7 @@ async def fill(
     fresh = os.fstat(descriptor).st_size == 0
     os.ftruncate(descriptor, layout.length)
     await _go_through(Filled(descriptor, layout, reader, fresh, True), arena, executor, progress)
-    await _in_thread(executor, lambda: os.fsync(descriptor))
+    await _in_thread(executor, partial(os.fsync, descriptor))
 
 
 async def is_filled(
@@ -127,8 +133,9 @@ async def is_filled(
 
 async def _go_through(filled: Filled, arena: Arena, executor: Executor, progress: RestoreProgress) -> None:
     if not filled.fresh:
-        stop = Event()
-        await _in_thread(executor, lambda: filled.clear(stop), stop.set)
+        stale = filled.stale()
+        while await _in_thread(executor, partial(filled.clear, stale)):
+            pass
     parts = filled.layout.parts()
     async with task_group() as group:
         for _ in range(_CARRIERS):
@@ -145,17 +152,8 @@ async def _carry(
             progress.add(part.length, found=part.length - read)
 
 
-async def _in_thread(
-    executor: Executor, work: Callable[[], _Result], when_cancelled: Callable[[], None] = lambda: None
-) -> _Result:
-    """Do `work` in a thread; who is cancelled meanwhile waits until the thread no longer uses what it was given."""
-    working = asyncio.get_running_loop().run_in_executor(executor, work)
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        when_cancelled()
-        await asyncio.wait([working])
-        raise
+async def _in_thread(executor: Executor, work: Callable[[], _Result]) -> _Result:
+    return await settled(asyncio.get_running_loop().run_in_executor(executor, work))
 
 
 def _between(layout: Layout) -> Iterator[Extent]:

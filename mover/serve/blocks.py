@@ -16,6 +16,7 @@ from mover.store import DiskReader
 from protocol.arena import Arena
 from protocol.extent import Extent
 from protocol.nbd.server import STEP
+from protocol.tasks import settled
 
 # Bytes; block n begins at n times this. No part of a read that the server asks for crosses this boundary.
 BLOCK = STEP
@@ -63,7 +64,7 @@ class Blocks:
             if (disk, number - 1) in self._blocks:
                 await self._read_ahead(disk, number + 1)
             if block.reading is not None:
-                block.filled = await _settled(block.reading)
+                block.filled = await settled(block.reading)
                 block.reading = None
         except BaseException:
             self.give_back(block)
@@ -76,7 +77,7 @@ class Blocks:
 
     async def call(self, work: Callable[[], _Result]) -> _Result:
         """Do something that reads from the store in a worker thread."""
-        return await _settled(asyncio.get_running_loop().run_in_executor(self._executor, work))
+        return await settled(asyncio.get_running_loop().run_in_executor(self._executor, work))
 
     async def close(self) -> None:
         """Wait for the threads."""
@@ -131,13 +132,3 @@ def _read(reader: DiskReader, block: Block) -> list[Extent]:
         start, end = filled[0].offset, filled[-1].end
         reader.read_into(start, block.slot[start - block.extent.offset : end - block.extent.offset])
     return filled
-
-
-async def _settled(work: asyncio.Future[_Result]) -> _Result:
-    """The result of what a thread does. Who is cancelled meanwhile waits until the thread is done all the same."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        if not work.done():
-            await asyncio.wait([work])
-        raise

@@ -1,5 +1,6 @@
 """Restores to files: sparse, never under their name before they are whole, and gone on with where they ended."""
 
+import asyncio
 import fcntl
 import json
 import signal
@@ -138,6 +139,23 @@ async def test_after_a_kill_it_goes_on_where_it_was(store: Store, tmp_path: Path
     planned = [event for event in done.events if isinstance(event, DiskPlanned)]
     progress = [event for event in done.events if isinstance(event, DiskProgress) and event.disk == "0"]
     assert progress[-1].done == planned[0].to_read
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_after_an_interruption_it_goes_on_where_it_was(store: Store, tmp_path: Path, form: Format) -> None:
+    async with asyncio.TaskGroup() as group:
+
+        def interrupt(event: Event) -> None:
+            if isinstance(event, DiskProgress) and event.done:
+                restoring.cancel()
+
+        restoring = group.create_task(
+            restore_to_files(store, store.point("latest"), tmp_path / "out", form=form, emit=interrupt)
+        )
+    assert restoring.cancelled()
+    done = await restore(store, tmp_path / "out", form)
+    assert [content(file, tmp_path) for file in done.files] == [LARGE, patchy()]
+    assert 2 * MiB <= done.known[0] < stored(LARGE)
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.nbd.handshake import Close, Handshake, Manners, Open, Reply, StartTls
+from protocol.nbd.handshake import Close, Handshake, Listed, Manners, Open, Reply, StartTls
 
 XAPI_PLAIN = Manners("none", modern=False)
 XAPI_TLS = Manners("forced", modern=False)
 MODERN = Manners()
-every_manner = pytest.mark.parametrize("manners", [XAPI_PLAIN, XAPI_TLS, MODERN, Manners("forced")], ids=str)
+LISTING = Manners(exports=(Listed("0", "root"),))
+every_manner = pytest.mark.parametrize("manners", [XAPI_PLAIN, XAPI_TLS, MODERN, LISTING, Manners("forced")], ids=str)
 
 
 @every_manner
