@@ -152,6 +152,10 @@ class StoreIoError(MoverError):
     exit_code = 10
 
 
+class StoreUnansweredError(StoreIoError):
+    """The store went away before it said whether an object was written; a later run finds out."""
+
+
 class FencedError(MoverError):
     """This run was silent for so long that a prune has shut it out; what it wrote is found by the next run."""
 

@@ -73,7 +73,10 @@ class Backend(Protocol):
         """Begin to write the object `key`."""
 
     def put(self, key: str, data: bytes) -> bool:
-        """Write a small object, durable on return. False if it exists."""
+        """Write a small object, durable on return. False if it exists.
+
+        Raises `StoreUnansweredError` if it may or may not have been written, or may be written yet.
+        """
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """At most `length` bytes from `offset` on; fewer at the end. Raises `ObjectMissingError`."""

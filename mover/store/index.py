@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -21,6 +22,7 @@ from mover.store.segment import I64, U64, BadSegmentError, PackEntry, Segment
 
 # A merge that replaces segments while they are being opened makes one start over; each time it has made progress.
 _TRIES = 20
+_AT_ONCE = 5
 # A fault maps up to 1 MiB around it (seen on Linux 6.18 with ext4), and a lookup faults once or twice.
 _LOOKUPS_PER_RELEASE = 64
 # First columns up to this size in all stay mapped: those of 24 million records.
@@ -187,7 +189,10 @@ class Index:
 
 def load(backend: Backend, identity: Identity, mapping: Mapping) -> IndexView:
     """Open all segments."""
-    for _ in range(_TRIES):
+    for tries in range(_TRIES):
+        if tries > _AT_ONCE:
+            # Where lists lag behind, only time helps.
+            time.sleep(min(0.05 * 2 ** (tries - _AT_ONCE), 2.0))
         try:
             return _open_all(backend, identity, mapping)
         except ObjectMissingError:

@@ -53,12 +53,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Patience:
-    """A writer that has not renewed its lease for `silence` seconds is shut out; looked at every `poll` seconds."""
+    """A writer that has not renewed its lease for `silence` seconds is shut out; looked at every `poll` seconds.
+
+    `settle` is twice the time in seconds by which lists may lag behind; 0 where they never do.
+    """
 
     silence: float = 900.0
     poll: float = 1.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    settle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,9 @@ class Prune:
         if plan.doomed:
             self._condemn(plan)
             try:
+                self._settle()
                 self._wait_for_writers()
+                self._settle()
                 self._rescue(plan)
             except BaseException:
                 # Nothing of ours is deleted, nor will be.
@@ -163,6 +169,14 @@ class Prune:
     def _condemn(self, plan: _Plan) -> None:
         """From now on nobody who begins to write counts on these packs."""
         self._backend.put(condemned_key(self.wid), encode_condemned(self._identity, plan.doomed))
+
+    def _settle(self) -> None:
+        """Until lists show everything that was there when this was called."""
+        clock = self._patience.clock
+        until = clock() + self._patience.settle
+        while clock() < until:
+            self._progress("waiting for lists to settle", 0, 1)
+            self._patience.sleep(min(self._patience.poll, self._patience.settle))
 
     def _wait_for_writers(self) -> None:
         """Until all who write now, and may not know what is condemned, have finished or are shut out."""
@@ -235,15 +249,22 @@ class Prune:
             view = self._index.reload()
             present = self._packs()
 
-            def gone(name: PackName, present: Mapping[PackName, int] = present) -> bool:
-                return name in doomed or name not in present
-
-            stale = [loaded for loaded in view.segments if any(gone(entry.name) for entry in loaded.segment.packs)]
+            listed = {entry.name for loaded in view.segments for entry in loaded.segment.packs}
+            # What a list does not show may be too new for it.
+            gone = {name for name in listed if name in doomed or (name not in present and self._is_missing(name))}
+            stale = [loaded for loaded in view.segments if any(one.name in gone for one in loaded.segment.packs)]
             if not stale:
                 return
-            rewrite(self._backend, self._identity, stale, gone, self.wid, next(self._segments))
+            rewrite(self._backend, self._identity, stale, gone.__contains__, self.wid, next(self._segments))
             for loaded in stale:
                 self._backend.delete(loaded.name.key)
+
+    def _is_missing(self, name: PackName) -> bool:
+        try:
+            self._backend.get(name.key, 0, 1)
+        except ObjectMissingError:
+            return True
+        return False
 
     def _clear_up(self) -> None:
         """Remove the condemnations of prunes whose packs are all gone, and renewals of leases that are gone."""

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from mover.errors import FencedError, StoreDamagedError
+from mover.errors import FencedError, StoreDamagedError, StoreUnansweredError
 from mover.store import pack
 from mover.store import point as points
 from mover.store import record as records
@@ -62,6 +62,7 @@ class Writer:
         self._unpublished: list[Written] = []
         self._next_segment = 0
         self._next_point = 0
+        self._undecided = b""
         self._publishing = Lock()
         self._committing = Lock()
 
@@ -76,7 +77,7 @@ class Writer:
                 self.flush()
             finally:
                 self._packs.stop()
-                self._lease.release()
+                self._release()
         else:
             self.abort()
 
@@ -134,13 +135,24 @@ class Writer:
         Raises `FencedError` if a prune has given this writer up, and what the store raises.
         """
         with self._committing:
+            if self._undecided:
+                # Whoever asked for it was told that it failed; that is no reason to take its number.
+                self._put_point(self._undecided)
             self.flush()
             data = points.encode(self._identity, record)
-            name = PointName(self.wid, self._next_point)
+            return points.decode(self._identity, self._put_point(data), data).id
+
+    def _put_point(self, data: bytes) -> PointName:
+        name = PointName(self.wid, self._next_point)
+        try:
             if not self._backend.put(name.key, data) and self._backend.get(name.key) != data:
                 raise FencedError("a prune has shut this run out because it was silent for too long", "run it again")
-            self._next_point += 1
-            return points.decode(self._identity, name, data).id
+        except StoreUnansweredError:
+            self._undecided = data
+            raise
+        self._undecided = b""
+        self._next_point += 1
+        return name
 
     def abort(self) -> None:
         """Stop writing. What is durable already is published, so that the next run need not write it again."""
@@ -148,7 +160,12 @@ class Writer:
         # What made us abort matters more, and packs without an index are harmless.
         with suppress(Exception):
             self._publish()
-        self._lease.release()
+        self._release()
+
+    def _release(self) -> None:
+        """Give the lease back, unless a commit may take effect yet: only a prune that shuts us out can decide that."""
+        if not self._undecided:
+            self._lease.release()
 
     def renew(self) -> None:
         """Say that this run lives; to be called every half a minute or so while nothing is sealed.

@@ -22,7 +22,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import S3Store
 
-from mover.errors import StoreFullError, StoreIoError
+from mover.errors import StoreFullError, StoreIoError, StoreUnansweredError
 from mover.store.backend import REMOTE, Buffer, ObjectMissingError, Tuning
 from mover.store.s3.access import S3Access, connect, environment
 from mover.store.s3.answers import FAILURES, Answer, understand
@@ -87,7 +87,12 @@ class S3Backend:
                 unanswered = unanswered or understand(error).passing
                 raise
 
-        return self._ask(f"cannot write {key}", key, attempt)
+        try:
+            return self._ask("cannot write", key, attempt)
+        except StoreIoError as error:
+            if unanswered:
+                raise StoreUnansweredError(str(error), error.hint) from error
+            raise
 
     def put_file(self, key: str, file: IO[bytes]) -> bool:
         """Write a large object in parts, under a name that only its writer uses. False if it exists."""
@@ -99,7 +104,7 @@ class S3Backend:
             obstore.put(client, key, file, use_multipart=True, chunk_size=_PART, max_concurrency=_PARTS_AT_ONCE)
             return True
 
-        return self._ask(f"cannot write {key}", key, attempt)
+        return self._ask("cannot write", key, attempt)
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """At most `length` bytes from `offset` on."""
