@@ -75,7 +75,10 @@ class DiskProgress(Event, frozen=True, kw_only=True, tag="disk.progress"):
 
 
 class DiskFinished(Event, frozen=True, kw_only=True, tag="disk.finished"):
-    """`changed` is what differs from the point before (bytes of chunks); `read` what crossed the wire."""
+    """`changed` is what differs from the point before (bytes of chunks); `read` what crossed the wire.
+
+    Of a restore: `read` is what came out of the store, `known` what its files held already.
+    """
 
     vm: str
     disk: str

@@ -77,7 +77,8 @@ class Sentences:
         where = f"{self._disk(event.vm, event.disk)} ({event.name})"
         speed = f"{format_duration(event.seconds)}, {format_rate(event.read, event.seconds)}"
         if event.mode == "restore":
-            return f"{where}: restored {format_size(event.read)} in {speed}"
+            there = f", {format_size(event.known)} were there already" if event.known else ""
+            return f"{where}: restored {format_size(event.read)} in {speed}{there}"
         return (
             f"{where}: changed {format_size(event.changed)}, read {format_size(event.read)} in {speed}, "
             f"stored {format_size(event.stored)}"

@@ -164,6 +164,10 @@ def test_restore_to_files(tmp_path: Path, store: Path, disk: bytes):
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).read_bytes() == disk
     assert "web\\x1b[31m/0 (disk): restored" in done.stderr
+    again = mover("restore", store, "latest", "--to", tmp_path / "out", "--progress", "plain")
+    assert again.stdout == done.stdout
+    assert "web\\x1b[31m/0 (disk): restored 0 B in " in again.stderr
+    assert again.stderr.rstrip().endswith(" KiB were there already"), again.stderr
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, store: Path):
