@@ -59,7 +59,7 @@ async def restore_to_files(
     name = _file_name(point.record.vm_name)
     _write_metadata(store, point, directory, name)
     files: list[Path] = []
-    with ThreadPoolExecutor(os.cpu_count() or 2, "restore") as executor:
+    with ThreadPoolExecutor(_SLOTS, "restore") as executor:
         # Parts of whole chunks can be compared with their ids.
         work = _Work(store, point, Arena(_SLOTS, max(_SLOT, store.chunk_size)), executor, emit)
         for disk in chosen:

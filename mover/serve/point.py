@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,9 @@ from mover.serve.blocks import Blocks
 from mover.serve.export import Exports, ServedDisk, Warn
 from mover.serve.listener import CONNECTIONS, Address, listening, serve_clients
 from mover.store import Point, PointDisk, Store
+
+# Reads of the store at once, over all connections: where it is far away, they mostly wait.
+_THREADS = 8
 
 # Called once clients can connect, with the address and the disks in order; the first one is also the default export.
 Ready = Callable[[Address, Sequence[PointDisk]], None]
@@ -34,7 +36,7 @@ async def serve_point(
     gives its clients I/O errors, and `warn` the reason.
     """
     served = [ServedDisk(disk, store.disk(disk.root, disk.size)) for disk in choose_disks(point, disks)]
-    with listening(where) as (listener, there), ThreadPoolExecutor(os.cpu_count() or 2, "serve") as executor:
+    with listening(where) as (listener, there), ThreadPoolExecutor(_THREADS, "serve") as executor:
         blocks = Blocks([disk.reader for disk in served], CONNECTIONS, executor)
         try:
             ready(there, [disk.about for disk in served])

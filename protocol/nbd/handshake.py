@@ -108,8 +108,8 @@ class Manners:
 class Handshake:
     """One connection up to the point where reading begins.
 
-    Then `done` is true, and `structured` and `allocation` say what was agreed upon: structured replies, and block
-    status of base:allocation.
+    Then `done` is true, and `structured` and `allocation` say what was agreed upon: structured replies, and for the
+    export that was opened block status of base:allocation.
     """
 
     def __init__(self, manners: Manners) -> None:
@@ -121,6 +121,7 @@ class Handshake:
         self._greeted = False
         self._secure = manners.tls == "none"
         self._zeroes = True
+        self._context_of: bytes | None = None  # the export that block status was asked for
         self._option: tuple[int, int] | None = None  # option and length of its payload, while that is awaited
         self._asked = Option.EXPORT_NAME
 
@@ -180,6 +181,7 @@ class Handshake:
             return Reply(_reply(option, Answer.ERR_TLS_REQD))
         if option == Option.EXPORT_NAME:
             self._asked = Option.EXPORT_NAME
+            self.allocation = payload == self._context_of
             return _open(payload, Close())
         if option == Option.ABORT:
             return Close(_reply(option, Answer.ACK))
@@ -209,22 +211,27 @@ class Handshake:
         if option in (Option.GO, Option.INFO):
             self._asked = Option(option)
             name = _leading_text(payload)
-            return invalid if name is None else _open(name, invalid)
+            if name is None:
+                return invalid
+            self.allocation = name == self._context_of
+            return _open(name, invalid)
         if option == Option.STRUCTURED_REPLY:
+            if payload:
+                return invalid
             self.structured = True
             return Reply(_reply(option, Answer.ACK))
         if option in (Option.SET_META_CONTEXT, Option.LIST_META_CONTEXT):
             queries = _queries(payload)
             if queries is None or not self.structured:
                 return invalid
-            return self._meta_contexts(option, queries)
+            return self._meta_contexts(option, _leading_text(payload), queries)
         return Reply(_reply(option, Answer.ERR_UNSUP))
 
-    def _meta_contexts(self, option: int, queries: list[bytes]) -> Action:
+    def _meta_contexts(self, option: int, name: bytes | None, queries: list[bytes]) -> Action:
         listing = option == Option.LIST_META_CONTEXT
         chosen = ALLOCATION.encode() in queries or (listing and (not queries or b"base:" in queries))
         if not listing:
-            self.allocation = chosen
+            self._context_of = name if chosen else None
         context = struct.pack(">I", 0 if listing else ALLOCATION_ID) + ALLOCATION.encode()
         return Reply((_reply(option, Answer.META_CONTEXT, context) if chosen else b"") + _reply(option, Answer.ACK))
 

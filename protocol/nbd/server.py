@@ -221,8 +221,11 @@ async def _serve_modern(channel: Channel, export: Export, handshake: Handshake) 
 
 
 async def _send_whole(channel: Channel, export: Export, head: bytes, offset: int, length: int) -> None:
-    """`head` and all of a range. An error in the middle can only end the connection."""
-    for number, part in enumerate(split([Extent(offset, length)], STEP)):
+    """`head` and all of a range. An error in the middle could only end the connection, so it is looked for first."""
+    parts = list(split([Extent(offset, length)], STEP))
+    for part in parts[1:]:
+        await export.runs(*part)
+    for number, part in enumerate(parts):
         try:
             runs = await export.runs(*part)
         except RequestError as error:

@@ -168,6 +168,43 @@ async def test_damage_is_an_error_of_that_read_and_said_once(tmp_path: Path) -> 
     assert 0 < len(lost) <= 32
 
 
+async def test_damage_behind_the_end_of_a_block_is_an_error_too(tmp_path: Path) -> None:
+    """For clients that get one reply for the whole of a read: they keep their connection all the same."""
+    path = tmp_path / "store"
+    store_with(path, [("root", ROOT)]).close()
+    pack = max(files_of(path), key=lambda file: file.stat().st_size)
+    data = pack.read_bytes()
+    at = data.index(ROOT[4 * MiB : 4 * MiB + 64])
+    pack.write_bytes(data[:at] + b"\xff" * 8 + data[at + 8 :])
+    async with serving(path, "latest") as served:
+        for modern, flags in ((False, 0), (True, nbd.CMD_FLAG_DF)):
+            handle = await in_thread(opened, served, "0", modern)
+            assert await in_thread(handle.pread, MiB, 3 * MiB) == ROOT[3 * MiB : 4 * MiB]
+            with pytest.raises(nbd.Error) as caught:
+                await in_thread(handle.pread_structured, MiB, 4 * MiB - 65536, lambda *_: 0, flags)
+            assert caught.value.errnum == 5
+            assert await in_thread(handle.pread, MiB, 0) == ROOT[:MiB]
+
+
+async def test_a_client_that_wants_one_piece_gets_one(store: Path) -> None:
+    """Holes included, and over the end of a block."""
+    async with serving(store, "latest") as served:
+        handle = await in_thread(opened, served, "1")
+        for flags in (0, nbd.CMD_FLAG_DF):
+            pieces: list[tuple[int, int, int]] = []
+
+            def piece(data: bytes, offset: int, status: int, error: object, pieces: list = pieces) -> int:
+                pieces.append((offset, len(data), status))
+                return 0
+
+            got = await in_thread(handle.pread_structured, 4 * MiB, MiB, piece, flags)
+            assert got == patchy()[MiB : 5 * MiB]
+            if flags:
+                assert pieces == [(MiB, 4 * MiB, nbd.READ_DATA)]
+            else:
+                assert {status for _, _, status in pieces} == {nbd.READ_DATA, nbd.READ_HOLE}
+
+
 def lenient(handle: nbd.NBD, at: int) -> bytes:
     """A chunk, or zeros if it cannot be read."""
     length = min(65536, len(ROOT) - at)

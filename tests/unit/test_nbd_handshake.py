@@ -79,6 +79,18 @@ def test_exports_are_not_listed_and_plain_stays_plain(manners: Manners) -> None:
     assert option(handshake, ABORT) == Close(answer(ABORT, ACK))
 
 
+def test_block_status_is_for_the_export_it_was_asked_for() -> None:
+    for other, agreed in ((GO_DISK, True), (struct.pack(">I", 4) + b"else" + struct.pack(">H", 0), False)):
+        handshake = greeted(MODERN)
+        assert option(handshake, STRUCTURED, b"x") == Reply(answer(STRUCTURED, INVALID))
+        assert option(handshake, STRUCTURED) == Reply(answer(STRUCTURED, ACK))
+        option(handshake, SET_META, meta(CONTEXT))
+        assert isinstance(option(handshake, GO, other), Open)
+        handshake.opened(512, 3)
+        assert handshake.done
+        assert handshake.allocation is agreed
+
+
 def test_list_names_the_exports_where_the_server_wants_that() -> None:
     handshake = Handshake(Manners(exports=(Listed("0", "röot"), Listed("xvdb", ""))))
     handshake.take(bytes(4))
@@ -177,8 +189,10 @@ def test_meta_contexts_come_after_structured_replies() -> None:
     assert (handshake.structured, handshake.allocation) == (True, False)
     chosen = answer(SET_META, 4, b"\0\0\0\1" + CONTEXT) + answer(SET_META, ACK)
     assert option(handshake, SET_META, meta(b"qemu:dirty", CONTEXT)) == Reply(chosen)
+    option(handshake, GO, GO_DISK)
     assert handshake.allocation
     assert option(handshake, SET_META, meta(b"qemu:dirty")) == Reply(answer(SET_META, ACK))
+    option(handshake, GO, GO_DISK)
     assert not handshake.allocation  # the last choice counts
 
 
@@ -188,6 +202,7 @@ def test_meta_contexts_can_be_listed(queries: tuple[bytes, ...]) -> None:
     option(handshake, STRUCTURED)
     listed = answer(LIST_META, 4, bytes(4) + CONTEXT) + answer(LIST_META, ACK)
     assert option(handshake, LIST_META, meta(*queries)) == Reply(listed)
+    option(handshake, GO, GO_DISK)
     assert not handshake.allocation  # nothing was chosen
 
 
