@@ -11,6 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from protocol.errors import FormatError
 
+Bytes = bytes | bytearray | memoryview
 Event = TypeVar("Event")
 
 _RESPONSE = b"HTTP/1."
@@ -54,7 +55,7 @@ class Scan(Generic[Event]):
         self._plan = plan(self)
         self._step = next(self._plan, None)
 
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
+    def feed(self, data: Bytes) -> Iterator[Event]:
         """Take the next bytes; exhaust the iterator before feeding more. Raises `FormatError`."""
         view = memoryview(data).cast("B")
         while True:
@@ -112,7 +113,7 @@ class Scan(Generic[Event]):
         return FormatError(self._format, "something follows its end", self.position)
 
 
-def refuse_response(format: str, data: bytes | bytearray | memoryview, offset: int) -> None:
+def refuse_response(format: str, data: Bytes, offset: int) -> None:
     """Raise `FormatError` if `data`, which stands at `offset`, begins as an HTTP response does.
 
     A server that fails after it has said 200 writes a second response into the body (xen-api issue 4603).

@@ -20,7 +20,7 @@ import numpy as np
 
 from protocol.errors import FormatError
 from protocol.extent import Extent, clip
-from protocol.forward import refuse_response
+from protocol.forward import Bytes, refuse_response
 
 SECTOR = 512
 BLOCK_SIZE = 2 << 20
@@ -107,7 +107,7 @@ class Head:
         return clip((Extent(start, end - start) for start, end in pairs), self.size)
 
 
-def parse_footer(data: bytes | bytearray | memoryview, offset: int = 0) -> Footer:
+def parse_footer(data: Bytes, offset: int = 0) -> Footer:
     """Parse 512 bytes. `offset` is where they stand, for errors. Raises `FormatError`."""
     if len(data) < SECTOR:
         _fail("the footer is cut off", offset)
@@ -127,7 +127,7 @@ def parse_footer(data: bytes | bytearray | memoryview, offset: int = 0) -> Foote
     return Footer(size, kind, header_offset, creator, uuids.UUID(bytes=unique_id))
 
 
-def parse_header(data: bytes | bytearray | memoryview, offset: int, size: int) -> Header:
+def parse_header(data: Bytes, offset: int, size: int) -> Header:
     """Parse 1024 bytes of a disk of `size` bytes. Raises `FormatError`."""
     if len(data) < HEADER_LENGTH:
         _fail("the header is cut off", offset)
@@ -278,7 +278,7 @@ def _geometry(size: int) -> int:
     return (sectors // per_track // heads) << 16 | heads << 8 | per_track
 
 
-def _checksum(data: bytes | bytearray | memoryview, at: int) -> int:
+def _checksum(data: Bytes, at: int) -> int:
     """The one's complement of the sum of all bytes but the four of the checksum itself at `at`."""
     return ~(sum(data) - sum(data[at : at + 4])) & 0xFFFFFFFF
 

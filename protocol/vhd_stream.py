@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from protocol.errors import FormatError
-from protocol.forward import Give, Pass, Plan, Scan, Step, Take
+from protocol.forward import Bytes, Give, Pass, Plan, Scan, Step, Take
 from protocol.vhd import ABSENT, HEADER_LENGTH, SECTOR, Head, parse_batmap, parse_footer, parse_head, parse_header
 
 # Blocks whose numbers are made into Python's at a time.
@@ -52,7 +52,7 @@ class VhdReader:
         self._length = length
         self._scan: Scan[Event] = Scan("VHD", self._plan)
 
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[Event]:
+    def feed(self, data: Bytes) -> Iterator[Event]:
         """Take the next bytes; exhaust the iterator before feeding more. Raises `FormatError`."""
         return self._scan.feed(data)
 

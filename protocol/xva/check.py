@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 
 import xxhash
 
+from protocol.forward import Bytes
 from protocol.xva.tar import fail
 
 Kind = Literal["xxhash", "sha1"]
-Bytes = bytes | bytearray | memoryview
 
 EXTENSIONS: dict[Kind, str] = {"xxhash": ".xxhash", "sha1": ".checksum"}
 KINDS: dict[str, Kind] = {extension: kind for kind, extension in EXTENSIONS.items()}

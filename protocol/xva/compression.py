@@ -14,10 +14,9 @@ from typing import Literal, Protocol
 import zstandard
 
 from protocol.errors import FormatError
-from protocol.forward import Pass, Plan, Scan, Take
+from protocol.forward import Bytes, Pass, Plan, Scan, Take
 
 Compression = Literal["none", "gzip", "zstd"]
-Bytes = bytes | bytearray | memoryview
 
 MAGIC_LENGTH = 4
 MAX_PIECE = 1 << 20

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
-from protocol.forward import Give, Pass, Plan, Scan, Take
-from protocol.xva.check import KINDS, LENGTHS, Bytes, Check, digest_of, parse_digest
+from protocol.errors import FormatError
+from protocol.forward import Bytes, Give, Pass, Plan, Scan, Take
+from protocol.xva.check import KINDS, LENGTHS, Check, digest_of, parse_digest
 from protocol.xva.ova import MAX_OVA, Ova, disks_of, export_version, parse_ova, parse_value
 from protocol.xva.tar import RECORD, Member, fail, parse_header
 
@@ -110,9 +112,10 @@ class XvaReader:
         if member is None or member.name != _OVA:
             fail(f"it begins with {_named(member)}, not with {_OVA}", 0)
         xml = yield from _content(member, MAX_OVA)
-        ova = parse_ova(xml)
-        version = export_version(ova)
-        disks = {disk.ref: disk for disk in disks_of(ova)} if self._with_disks else {}
+        with _within(member):
+            ova = parse_ova(xml)
+            version = export_version(ova)
+            disks = {disk.ref: disk for disk in disks_of(ova)} if self._with_disks else {}
         yield Give(OvaXml(xml, ova))
         missing = {disk.ref for disk in disks.values() if disk.expected and disk.size}
         member = yield from _member(scan)
@@ -209,11 +212,22 @@ def _check(scan: Scan[Event], block: Member) -> Generator[_Step, bytes, Check]:
 def _table(scan: Scan[Event], member: Member | None) -> _Reading:
     if member is None or member.name != _TABLE:
         fail(f"{_named(member)} instead of {_TABLE}", scan.position - RECORD)
-    table = parse_value((yield from _content(member, MAX_OVA)))
+    xml = yield from _content(member, MAX_OVA)
+    with _within(member):
+        table = parse_value(xml)
     if not isinstance(table, dict) or not all(isinstance(digest, str) for digest in table.values()):
         fail(f"{_TABLE} is no table of checksums", member.offset)
     yield Give(Checksums(table))
     return (yield from _member(scan))
+
+
+@contextmanager
+def _within(member: Member) -> Iterator[None]:
+    """An error of the content of `member` names the place in the archive."""
+    try:
+        yield
+    except FormatError as error:
+        fail(f"{member.name}: {error.reason}", member.offset + RECORD + (error.offset or 0))
 
 
 def _block_name(member: Member) -> tuple[str, int]:

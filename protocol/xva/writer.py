@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from protocol.xva.check import EXTENSIONS, LENGTHS, Bytes, Kind, build_digest, digest_of
+from protocol.forward import Bytes
+from protocol.xva.check import EXTENSIONS, LENGTHS, Kind, build_digest, digest_of
 from protocol.xva.ova import MAX_OVA
 from protocol.xva.reader import BLOCK
 from protocol.xva.tar import END, RECORD, build_header, padded

@@ -15,9 +15,9 @@ from protocol.vhd import VhdWriter
 from protocol.xva.ova import MAX_OVA
 from tests.fuzz.mutate import packed, variant
 from tests.fuzz.targets import TARGETS, outcome
-from tests.unit.test_xva_malformed import GOOD, MALFORMED
 from tests.vhd_fixtures import build
 from tests.xva_fixtures import archive, checked, member, ova_xml
+from tests.xva_malformed_fixtures import GOOD, MALFORMED
 
 FOLDER = Path(__file__).parent / "corpus"
 LARGEST = 12_000

@@ -11,7 +11,7 @@ from protocol.errors import FormatError
 from protocol.vhd import BLOCK_SIZE, DYNAMIC, VhdWriter, parse_head
 from protocol.vhd_stream import Data, VhdReader
 from tests.disks_fixtures import KiB, MiB, needs, run
-from tests.interop.test_vhd_programs import by_libvhdi, needs_pyvhdi
+from tests.libvhdi_fixtures import by_libvhdi, needs_pyvhdi
 
 # Sizes that cylinders, heads and sectors cannot say are among them.
 SIZES = [64 * KiB, 7 * MiB, 9 * MiB + 4 * KiB, 100 * MiB + 64 * KiB]

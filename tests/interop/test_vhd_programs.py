@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-import subprocess
 import uuid
 from pathlib import Path
 
@@ -13,27 +12,7 @@ from mover.simulator.storage import Disks
 from mover.simulator.vdi_stream import export_raw, export_vhd, import_vhd
 from protocol import vhd
 from tests.disks_fixtures import KiB, MiB, needs, run, scattered
-
-PYTHON = "/usr/bin/python3"  # that of the distribution, which has libvhdi's module
-_FOUND = (
-    os.path.exists(PYTHON)
-    and not subprocess.run([PYTHON, "-c", "import pyvhdi"], capture_output=True, check=False).returncode
-)
-needs_pyvhdi = pytest.mark.skipif(not _FOUND, reason="not installed: python3-libvhdi")
-READ = """
-import pyvhdi, sys
-files = []
-for path in sys.argv[2:]:
-    file = pyvhdi.file()
-    file.open(path)
-    if files:
-        file.set_parent(files[-1])
-    files.append(file)
-file = files[-1]
-with open(sys.argv[1], "wb") as out:
-    while file.get_offset() < file.get_media_size():
-        out.write(file.read_buffer(min(1 << 20, file.get_media_size() - file.get_offset())))
-"""
+from tests.libvhdi_fixtures import by_libvhdi, needs_pyvhdi
 
 
 class FileSend:
@@ -59,12 +38,6 @@ async def exported(disks: Disks, name: str, path: Path, base: str | None = None,
     with FileSend(path) as send:
         await export_vhd(disks, name, base, send, creator=creator)
     return path
-
-
-async def by_libvhdi(target: Path, *chain: Path) -> bytes:
-    code, output = await run(PYTHON, "-c", READ, str(target), *map(str, chain))
-    assert code == 0, output
-    return target.read_bytes()
 
 
 @pytest.fixture
