@@ -64,6 +64,10 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         archive(OVA, TEN[0], checked("Ref:10/00000004", b""), TEN[1], *NINE),
         "2500",
     ),
+    "a keep-alive at the end": (
+        archive(ova_xml({"Ref:10": 3000}), TEN[0], checked("Ref:10/00000003", b"")),
+        "3000",
+    ),
     "a keep-alive in place of a block": (archive(OVA, TEN[0], ALIVE, ALIVE, TEN[1], *NINE), "after block 1"),
     "a keep-alive's wrong checksum": (archive(OVA, TEN[0], WRONG_ALIVE, TEN[1], *NINE), "empty"),
     "a block without its checksum": (archive(OVA, member("Ref:10/00000000", b"a" * 1000), TEN[1], *NINE), "instead of"),

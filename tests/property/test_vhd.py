@@ -87,8 +87,8 @@ STREAM = stream_of(3 * BLOCK + SECTOR, {0: bytes(BLOCK), 3: b"\x22" * BLOCK})
 STRUCTURE = [*range(2048 + SECTOR), *range(len(STREAM) - SECTOR, len(STREAM))]
 
 
-def swallow(stream: bytes, length: int = 0) -> None:
-    reader = VhdReader(length or len(stream))
+def swallow(stream: bytes, length: int | None) -> None:
+    reader = VhdReader(length)
     for offset in range(0, len(stream), 1 << 20):
         for _ in reader.feed(stream[offset : offset + (1 << 20)]):
             pass
@@ -103,7 +103,7 @@ def test_a_flipped_byte_of_the_structure_is_found_or_harmless(position, flip):
     # Only the place of the parent locator, and the table's entries for absent blocks, are free to change unnoticed.
     free = range(1536, 2048)
     try:
-        swallow(bytes(damaged))
+        swallow(bytes(damaged), len(damaged))
     except FormatError as error:
         assert error.format == "VHD"
         assert error.offset is not None
@@ -129,14 +129,24 @@ def with_bat(*entries: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.parametrize("announced", [True, False])
 @pytest.mark.parametrize(
-    "entries",
-    [(5, 6), (0, 4), (5, 5), (4097 + 5 - 1, 5), (1 << 31, vhd.ABSENT)],
+    ("entries", "reason"),
+    [
+        ((5, 6), "overlaps"),
+        ((0, 4), "within the head"),
+        ((5, 5), "overlaps"),
+        ((4097 + 5 - 1, 5), "overlaps"),
+        ((1 << 31, vhd.ABSENT), "past the end"),
+    ],
     ids=["overlap", "in the header", "twice", "overlap, out of order", "past the end"],
 )
-def test_an_allocation_table_that_lies_is_refused(entries):
-    with pytest.raises(FormatError):
-        swallow(with_bat(*entries))
+def test_an_allocation_table_that_lies_is_refused(entries, reason, announced):
+    stream = with_bat(*entries)
+    # Whoever does not know the length only finds out that the stream ends before the block.
+    expected = "too early" if reason == "past the end" and not announced else reason
+    with pytest.raises(FormatError, match=expected):
+        swallow(stream, len(stream) if announced else None)
 
 
 @pytest.mark.parametrize("entries", [0xFFFFFFFF, 1 << 26, 2])

@@ -151,57 +151,49 @@ def test_a_footer_without_its_last_byte_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("at", "what"),
+    ("at", "what", "reason"),
     [
-        (16, struct.pack(">Q", 1 << 63)),  # where the header is
-        (16, struct.pack(">Q", 3 << 20)),
-        (60, struct.pack(">I", 2)),  # a fixed disk
-        (48, struct.pack(">Q", 1 << 60)),  # its size
-        (12, struct.pack(">I", 0x20000)),  # the version
+        (16, struct.pack(">Q", 1 << 63), "header is said to be"),
+        (16, struct.pack(">Q", 3 << 20), "header is said to be"),
+        (60, struct.pack(">I", 2), "disk type 2"),
+        (48, struct.pack(">Q", 1 << 60), "a disk of"),
+        (48, struct.pack(">Q", 0), "a disk of"),
+        (12, struct.pack(">I", 0x20000), "version 2"),
     ],
-    ids=["header out of reach", "header far away", "type", "size", "version"],
+    ids=["header out of reach", "header far away", "type", "size", "no size", "version"],
 )
-def test_footers_that_cannot_be(at: int, what: bytes):
+def test_footers_that_cannot_be(at: int, what: bytes, reason: str):
     stream = bytearray(build(8192, 4096, {}, []))
     stream[at : at + len(what)] = what
     stream[64:68] = bytes(4)
     stream[:512] = checksummed(bytes(stream[:512]), 64)
-    with pytest.raises(FormatError) as caught:
+    with pytest.raises(FormatError, match=reason) as caught:
         read(bytes(stream), 512)
     assert caught.value.offset is not None
 
 
 @pytest.mark.parametrize(
-    ("at", "what"),
+    ("at", "what", "reason"),
     [
-        (16, struct.pack(">Q", 0)),  # where the table is
-        (16, struct.pack(">Q", 1 << 40)),
-        (16, struct.pack(">Q", 2049)),
-        (28, struct.pack(">I", 1)),  # how many blocks
-        (28, struct.pack(">I", 1 << 31)),
-        (32, struct.pack(">I", 0)),  # how large
-        (32, struct.pack(">I", 6000)),
-        (32, struct.pack(">I", 1 << 31)),
-        (24, struct.pack(">I", 0x30000)),  # the version
+        (16, struct.pack(">Q", 0), "table is said to be"),
+        (16, struct.pack(">Q", 1 << 40), "table is said to be"),
+        (16, struct.pack(">Q", 2049), "table is said to be"),
+        (28, struct.pack(">I", 1), "1 blocks of 4096"),
+        (28, struct.pack(">I", 1 << 31), "blocks of 4096"),
+        (32, struct.pack(">I", 0), "blocks of 0"),
+        (32, struct.pack(">I", 6000), "blocks of 6000"),
+        (32, struct.pack(">I", 1 << 31), "blocks of 2147483648"),
+        (24, struct.pack(">I", 0x30000), "header version 3"),
+        (0, b"cxsparsf", "no dynamic disk header"),
     ],
-    ids=[
-        "table in the footer",
-        "table far away",
-        "table between sectors",
-        "few",
-        "many",
-        "empty",
-        "odd",
-        "large",
-        "version",
-    ],
+    ids="footer far sectors few many empty odd large version cookie".split(),
 )
-def test_headers_that_cannot_be(at: int, what: bytes):
+def test_headers_that_cannot_be(at: int, what: bytes, reason: str):
     stream = bytearray(build(8192, 4096, {}, []))
     stream[512 + at : 512 + at + len(what)] = what
     stream[512 + 36 : 512 + 40] = bytes(4)
     stream[512:1536] = checksummed(bytes(stream[512:1536]), 36)
-    with pytest.raises(FormatError):
+    with pytest.raises(FormatError, match=reason):
         read(bytes(stream), 512)
 
 
