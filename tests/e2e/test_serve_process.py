@@ -8,6 +8,7 @@ from pathlib import Path
 import nbd
 import pytest
 
+from mover.cli import main
 from protocol.extent import Extent
 from protocol.nbd import Connection, Endpoint, Timeouts, connect
 from protocol.secret import Secret
@@ -274,11 +275,14 @@ async def test_a_socket_of_a_living_process_is_left_alone_and_that_of_a_dead_one
         (["--address", "192.0.2.1", "--insecure"], 26, "error: cannot listen on 192.0.2.1, port 10809: "),
     ],
 )
-def test_what_cannot_be_served(store: Path, arguments: list[str], code: int, words: str) -> None:
-    done = refused(store, "latest", *arguments)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be_served(
+    store: Path, arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", str(store), "latest", *arguments]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert words in said.err
+    assert "Traceback" not in said.err
 
 
 def test_a_point_that_is_not_there(store: Path) -> None:
