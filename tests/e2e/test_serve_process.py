@@ -9,12 +9,13 @@ import nbd
 import pytest
 
 from mover.cli import main
+from mover.store import Store
 from protocol.extent import Extent
 from protocol.nbd import Connection, Endpoint, Timeouts, connect
 from protocol.secret import Secret
 from tests.serve_fixtures import MOVER, MiB, Served, patchy, serving, store_with
 from tests.simulator_fixtures import in_thread
-from tests.store_fixtures import files_of, noise
+from tests.store_fixtures import back_up, files_of, noise
 
 STOPPED = "stopping: cleaning up; once more to stop at once\ninterrupted; everything is left clean\n"
 ROOT = noise("root", 6 * MiB + 512)
@@ -204,6 +205,24 @@ async def test_a_client_that_wants_one_piece_gets_one(store: Path) -> None:
                 assert pieces == [(MiB, 4 * MiB, nbd.READ_DATA)]
             else:
                 assert {status for _, _, status in pieces} == {nbd.READ_DATA, nbd.READ_HOLE}
+
+
+async def test_a_prune_may_move_what_is_being_served(tmp_path: Path) -> None:
+    """The packs that were there at the first read are gone at the next one."""
+    store = Store.create(str(tmp_path / "store"))
+    old = back_up(store, ROOT[: 5 * MiB] + noise("gone", 9 * MiB), 1.0)
+    kept = back_up(store, ROOT, 2.0)
+    async with serving(tmp_path / "store", kept) as served:
+        handle = await in_thread(opened, served, "0")
+        assert await in_thread(handle.pread, 4096, 0) == ROOT[:4096]
+        before = set(files_of(tmp_path / "store" / "packs"))
+        assert store.forget([store.point(old)])
+        report = await in_thread(store.prune)
+        assert report.repacked > 0
+        assert before - set(files_of(tmp_path / "store" / "packs"))
+        whole = [await in_thread(handle.pread, min(MiB, len(ROOT) - at), at) for at in range(0, len(ROOT), MiB)]
+    assert b"".join(whole) == ROOT
+    store.close()
 
 
 def lenient(handle: nbd.NBD, at: int) -> bytes:

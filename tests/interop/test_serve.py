@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -153,14 +154,20 @@ async def mounted(uri: str, folder: Path) -> AsyncIterator[Path]:
 
 
 @needs("nbdcopy", "debugfs", "mkfs.ext4")
-async def test_single_files_out_of_a_copy_without_root(store: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "root.img"
-    async with serving(store, "latest") as served:
-        code, output = await run("nbdcopy", served.uri(0), str(copy))
-    assert code == 0, output
-    code, output = await run("debugfs", "-R", f"dump /srv/data.bin {tmp_path}/data.bin", str(copy))
-    assert code == 0, output
-    assert (tmp_path / "data.bin").read_bytes() == SECRET
+async def test_single_files_out_of_a_copy_without_root(store: Path) -> None:
+    """By a user who may do nothing, if root runs this."""
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        async with serving(store, "latest") as served:
+            for command in (
+                ["nbdcopy", served.uri(0), f"{folder}/root.img"],
+                ["debugfs", "-R", f"dump /srv/data.bin {folder}/data.bin", f"{folder}/root.img"],
+            ):
+                process = await asyncio.create_subprocess_exec(*command, cwd=folder, **nobody)
+                assert await process.wait() == 0
+        assert Path(folder, "data.bin").read_bytes() == SECRET
+        assert Path(folder, "data.bin").stat().st_uid == nobody.get("user", os.geteuid())
 
 
 @needs("nbd-client", "mkfs.ext4")
