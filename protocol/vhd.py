@@ -13,7 +13,7 @@ import uuid as uuids
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -207,8 +207,7 @@ class VhdWriter:
         entries = -(-size // BLOCK_SIZE)
         if not 0 < size <= MAX_SIZE or len(creator) != 4:
             raise ValueError(f"a VHD has 1 to {MAX_SIZE} bytes and a creator of four bytes, not {size}, {creator!r}")
-        bounds = [*blocks, entries]
-        if bounds[0] < 0 or any(left >= right for left, right in pairwise(bounds)):
+        if any(left >= right for left, right in pairwise(chain([-1], blocks, [entries]))):
             raise ValueError("blocks are to be ascending, and within the disk")
         self._size = size
         self._blocks = blocks
@@ -218,12 +217,14 @@ class VhdWriter:
 
     def head(self) -> bytes:
         """Footer copy, header, the locator's sector, allocation table."""
-        bat = [ABSENT] * (_padded(4 * self._entries) // 4)
+        bat = array("I", [ABSENT]) * (_padded(4 * self._entries) // 4)
         sector = (_BAT_OFFSET + 4 * len(bat)) // SECTOR
         for block in self._blocks:
             bat[block] = sector
             sector += (SECTOR + BLOCK_SIZE) // SECTOR
-        return self._footer + _build_header(self._entries, self._parent) + struct.pack(f">{len(bat)}I", *bat)
+        if sys.byteorder == "little":
+            bat.byteswap()
+        return self._footer + _build_header(self._entries, self._parent) + bat.tobytes()
 
     def block_prefix(self) -> bytes:
         """The sector bitmap of a block: every sector counts."""

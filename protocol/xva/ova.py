@@ -85,8 +85,8 @@ def export_version(ova: Ova) -> int:
 
 
 def disks_of(ova: Ova) -> list[Disk]:
-    """The disks the archive may have, in its order. Expected are those of VBDs that are no CD drives and the suspend
-    image, if their SR is not one of ISO files. Raises `FormatError`.
+    """The disks the archive may have, in its order. Expected are those of VBDs that are no CD drives, and the suspend
+    image of a suspended VM, if their SR is not one of ISO files. Raises `FormatError`.
     """
     by_class: dict[str, list[OvaObject]] = {}
     for item in ova.objects:
@@ -94,7 +94,8 @@ def disks_of(ova: Ova) -> list[Disk]:
     of_isos = {sr.id for sr in by_class.get("SR", []) if sr.snapshot.get("content_type") == "iso"}
     vbds = [vbd.snapshot for vbd in by_class.get("VBD", []) if vbd.snapshot.get("type") != "CD"]
     attached = {vbd.get("VDI") for vbd in vbds if vbd.get("empty") is not True}
-    attached |= {vm.snapshot.get("suspend_VDI") for vm in by_class.get("VM", [])}
+    vms = [vm.snapshot for vm in by_class.get("VM", [])]
+    attached |= {vm.get("suspend_VDI") for vm in vms if vm.get("power_state") == "Suspended"}
     found = []
     for vdi in by_class.get("VDI", []):
         size = _number(vdi.snapshot.get("virtual_size"), f"virtual_size of {vdi.id}", 1 << 60)

@@ -1,7 +1,7 @@
 """Writing an XVA that a server imports: the parts around the data, with the length known before the first byte.
 
 Blocks of zeros are left out but for the first and the last of each disk, as the servers do. They tell where a block
-belongs by the length of the first one they saw; so if a disk is shorter than a block, the others have no gaps.
+belongs by the length of the very first one they saw; so if the first disk is shorter than a block, none has gaps.
 Source: xen-api ocaml/xapi/stream_vdi.ml.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from protocol.forward import Bytes
@@ -54,8 +54,8 @@ class XvaWriter:
         self.disks = tuple(sorted(disks))
         self.checksum = checksum
         self._ova = ova
-        short = any(disk.size < BLOCK for disk in disks)
-        self._blocks = {disk.ref: _written(disk, gaps=not short) for disk in disks}
+        gaps = not disks or self.disks[0].size >= BLOCK
+        self._blocks = {disk.ref: _written(disk, gaps=gaps) for disk in disks}
         if len(self._blocks) < len(disks):
             raise ValueError("two disks have one reference")
         self._sizes = {disk.ref: disk.size for disk in disks}
@@ -115,7 +115,7 @@ def _written(disk: XvaDisk, *, gaps: bool) -> Sequence[int]:
     if not 0 < disk.size <= MAX_DISK:
         raise ValueError(f"a disk in an XVA has 1 to {MAX_DISK} bytes, not {disk.size}")
     count = -(-disk.size // BLOCK)
-    if any(left >= right for left, right in pairwise([-1, *disk.blocks, count])):
+    if any(left >= right for left, right in pairwise(chain([-1], disk.blocks, [count]))):
         raise ValueError(f"the blocks of {disk.ref} are to be ascending, and within the disk")
     if not gaps:
         return range(count)

@@ -7,6 +7,7 @@ each reason the readers gave for refusing several thousand of them.
 import gzip
 import random
 import re
+import uuid
 from pathlib import Path
 
 import zstandard
@@ -48,6 +49,7 @@ def good() -> dict[str, dict[str, bytes]]:
     )
     blocks = {n: (bits, bytes([n]) * 4096) for n, bits in enumerate((b"\xff", b"\xa5", b"\x00", b"\x81"))}
     size = 4 * 4096
+    ours = VhdWriter(3 << 30, [], unique_id=uuid.UUID(int=1))
     return {
         "xva": {
             "plain": GOOD,
@@ -66,7 +68,7 @@ def good() -> dict[str, dict[str, bytes]]:
             "name-behind": build(size, 4096, blocks, [1], name_behind=b"some name"),
             "far-header": build(size - 700, 4096, blocks, [2], header_offset=1024),
             "empty": build(size, 4096, {}, []),
-            "ours-empty": b"".join([(writer := VhdWriter(3 << 30, [])).head(), writer.trailer()]),
+            "ours-empty": ours.head() + ours.trailer(),
         },
         "ova": {"disks": ova_xml({"Ref:1": 1 << 30, "Ref:12": 512}), "none": ova_xml({})},
     }
@@ -87,8 +89,8 @@ def bad(target: str, seeds: dict[str, bytes]) -> dict[str, bytes]:
         data = variant(pool, rng)
         data = packed(data, rng) if target == "xva" and rng.random() < 0.2 else data
         error = outcome(TARGETS[target][0], data, []).error
-        reason = re.sub(r"b?'.*'|<[^>]*>|rek?[a-z]:|[0-9]+", "", error.reason) if error else ""
-        if error and reason not in reasons and 0 < len(data) <= LARGEST:
+        reason = re.sub(r"b?'.*'|b?\".*\"|<[^>]*>|rek?[a-z]:|[0-9]+", "", error.reason) if error else ""
+        if slug(reason) and error and reason not in reasons and 0 < len(data) <= LARGEST:
             reasons.add(reason)
             pool.append(data)
             made.setdefault(f"{slug(error.format)}-{slug(reason)}".removeprefix(f"{target}-"), data)

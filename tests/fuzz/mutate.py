@@ -109,7 +109,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 def packed(data: bytes, rng: random.Random) -> bytes:
     """Compressed, and sometimes damaged thereafter."""
-    made = gzip.compress(data, 1) if rng.random() < 0.5 else zstandard.compress(data, 1)
+    made = gzip.compress(data, 1, mtime=0) if rng.random() < 0.5 else zstandard.compress(data, 1)
     return mutated(made, rng) if rng.random() < 0.5 else made
 
 

@@ -72,11 +72,15 @@ def test_blocks_of_zeros_are_left_out_but_for_the_first_and_the_last():
     assert disks_in(stream) == {"Ref:1": bytes(90 * BLOCK)}
 
 
-def test_a_disk_shorter_than_a_block_leaves_no_gaps_in_the_others():
+def test_if_the_first_disk_is_shorter_than_a_block_there_are_no_gaps():
     """Servers multiply gaps with the length of the first block they saw, whichever disk it was of."""
     contents = {"Ref:1": bytes(1000), "Ref:2": bytes(4 * BLOCK)}
     stream, length = written(contents, {"Ref:1": [], "Ref:2": []})
     assert len(stream) == length > 4 * BLOCK
+    assert disks_in(stream) == contents
+    contents = {"Ref:3": bytes(1000), "Ref:2": bytes(4 * BLOCK)}
+    stream, length = written(contents, {"Ref:3": [], "Ref:2": []})
+    assert len(stream) == length < 3 * BLOCK
     assert disks_in(stream) == contents
 
 

@@ -171,7 +171,8 @@ def test_which_disks_an_archive_has() -> None:
     ova = Ova(
         {},
         [
-            OvaObject("VM", "Ref:1", {"suspend_VDI": "Ref:14"}),
+            OvaObject("VM", "Ref:1", {"suspend_VDI": "Ref:14", "power_state": "Suspended"}),
+            OvaObject("VM", "Ref:60", {"suspend_VDI": "Ref:13", "power_state": "Halted"}),
             OvaObject("SR", "Ref:50", {"content_type": "user"}),
             OvaObject("SR", "Ref:51", {"content_type": "iso"}),
             vbd("Ref:2", "Ref:9"),
