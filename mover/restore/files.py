@@ -59,9 +59,10 @@ async def restore_to_files(
     name = _file_name(point.record.vm_name)
     _write_metadata(store, point, directory, name)
     files: list[Path] = []
-    with ThreadPoolExecutor(_SLOTS, "restore") as executor:
+    threads = max(_SLOTS, store.readers)
+    with ThreadPoolExecutor(threads, "restore") as executor:
         # Parts of whole chunks can be compared with their ids.
-        work = _Work(store, point, Arena(_SLOTS, max(_SLOT, store.chunk_size)), executor, emit)
+        work = _Work(store, point, Arena(threads, max(_SLOT, store.chunk_size)), executor, emit)
         for disk in chosen:
             path = directory / f"{name}-{_file_name(disk.position)}.{form}"
             await _restore_disk(work, disk, path, _LAYOUTS[form])

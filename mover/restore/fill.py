@@ -24,7 +24,7 @@ from protocol.arena import Arena
 from protocol.extent import Extent, split, total
 from protocol.tasks import settled, task_group
 
-_CARRIERS = 4
+_CARRIERS = 8
 _ZEROS = bytes(1 << 20)
 # So many pieces that should be zeros are looked at before anybody can interrupt.
 _PIECES = 64

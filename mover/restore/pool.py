@@ -196,7 +196,7 @@ async def _make_disks(
         vdis[disk.position] = vdi
     arena = Arena(_SLOTS)
     room = asyncio.Semaphore(_DISKS_AT_ONCE)
-    with ThreadPoolExecutor(os.cpu_count() or 2, "restore") as executor:
+    with ThreadPoolExecutor(max(os.cpu_count() or 2, store.readers), "restore") as executor:
 
         async def fill(disk: PointDisk, vdi: str) -> None:
             async with room:

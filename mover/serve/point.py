@@ -36,7 +36,8 @@ async def serve_point(
     gives its clients I/O errors, and `warn` the reason.
     """
     served = [ServedDisk(disk, store.disk(disk.root, disk.size)) for disk in choose_disks(point, disks)]
-    with listening(where) as (listener, there), ThreadPoolExecutor(_THREADS, "serve") as executor:
+    threads = max(_THREADS, store.readers)
+    with listening(where) as (listener, there), ThreadPoolExecutor(threads, "serve") as executor:
         blocks = Blocks([disk.reader for disk in served], CONNECTIONS, executor)
         try:
             ready(there, [disk.about for disk in served])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import local
 from typing import NamedTuple
 
@@ -10,14 +10,13 @@ import zstandard
 
 from mover.errors import StoreDamagedError
 from mover.store import record as records
-from mover.store.backend import Backend, ObjectMissingError
+from mover.store.at_once import at_once
+from mover.store.backend import Backend, ObjectMissingError, Tuning
 from mover.store.identity import Identity
 from mover.store.index import Index, Location
+from mover.store.read_ahead import ReadAhead
 from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, PAGE, BadRecordError
 
-# Neighbours are read in one go up to this many bytes, over gaps of at most as much as a chunk takes to read anyway.
-_RUN = 4 << 20
-_GAP = 32 << 10
 # So often a record is looked for again because the pack it was in has gone.
 _TRIES = 3
 
@@ -48,8 +47,10 @@ class _Context(local):
 class Records:
     """The records of one store. Any thread may read."""
 
-    def __init__(self, backend: Backend, identity: Identity, index: Index) -> None:
+    def __init__(self, backend: Backend, identity: Identity, index: Index, pack_target: int) -> None:
         self._backend = backend
+        self._tuning = backend.tuning
+        self._ahead = ReadAhead(backend, pack_target) if backend.tuning.requests > 1 else None
         self._index = index
         self._context = _Context()
         self._identify = {CHUNK: identity.chunk_id, PAGE: identity.page_id, BLOB: identity.blob_id}
@@ -85,14 +86,15 @@ class Records:
         wanted = sorted(
             Wanted(place, id, number) for number, (place, id) in enumerate(zip(self._locate(ids), ids, strict=True))
         )
-        run: list[Wanted] = []
-        for one in wanted:
-            if run and not _continues(run, one):
-                self._read_run(run, kind, take, tries)
-                run = []
-            run.append(one)
-        if run:
-            self._read_run(run, kind, take, tries)
+        runs = list(_runs(wanted, self._tuning))
+        fetched = map(self._fetch, runs) if len(runs) == 1 else at_once(self._tuning, self._fetch, runs)
+        for run, stored in zip(runs, fetched, strict=True):
+            self._take_run(run, stored, kind, take, tries)
+
+    def close(self) -> None:
+        """Read nothing ahead any more."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     def _locate(self, ids: Sequence[bytes]) -> list[Location]:
         places = self._index.view.locate(ids)
@@ -113,7 +115,8 @@ class Records:
             )
         return located
 
-    def _read_run(self, run: Sequence[Wanted], kind: int, take: Take, tries: int) -> None:
+    def _fetch(self, run: Sequence[Wanted]) -> memoryview | ObjectMissingError:
+        """The bytes of a run, as far as they are there; valid until this thread's next call."""
         start = run[0].at.offset
         if run[0].at.length > records.MAX_RAW:
             raise StoreDamagedError(
@@ -123,13 +126,22 @@ class Records:
             )
         last = max(run, key=lambda one: one.at.offset)
         length = last.at.offset + HEADER_LENGTH + last.at.length - start
-        room = self._context.room(length)
         key = run[0].at.pack.key
         try:
-            got = self._backend.read_into(key, start, room)
+            if self._ahead is not None:
+                return memoryview(self._ahead.get(key, start, length))
+            room = self._context.room(length)
+            return room[: self._backend.read_into(key, start, room)]
         except ObjectMissingError as error:
+            return error
+
+    def _take_run(
+        self, run: Sequence[Wanted], fetched: memoryview | ObjectMissingError, kind: int, take: Take, tries: int
+    ) -> None:
+        start, key = run[0].at.offset, run[0].at.pack.key
+        if isinstance(fetched, ObjectMissingError):
             if not tries:
-                raise StoreDamagedError(f"{self._backend.location}/{key} is missing") from error
+                raise StoreDamagedError(f"{self._backend.location}/{key} is missing") from fetched
             # A prune has moved what it held since the index was loaded.
             self._index.reload()
             numbers = [one.number for one in run]
@@ -137,7 +149,7 @@ class Records:
             return
         for one in run:
             at = one.at.offset - start
-            stored = room[at : min(at + HEADER_LENGTH + one.at.length, got)]
+            stored = fetched[at : at + HEADER_LENGTH + one.at.length]
             try:
                 take(one.number, self._open(stored, one, kind))
             except BadRecordError as error:
@@ -155,13 +167,25 @@ class Records:
         return plain
 
 
-def _continues(run: Sequence[Wanted], one: Wanted) -> bool:
+def _runs(wanted: Sequence[Wanted], tuning: Tuning) -> Iterator[list[Wanted]]:
+    """Neighbours that are read in one go."""
+    run: list[Wanted] = []
+    for one in wanted:
+        if run and not _continues(run, one, tuning):
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run
+
+
+def _continues(run: Sequence[Wanted], one: Wanted, tuning: Tuning) -> bool:
     """Whether `one` is read in the same go as `run`."""
     first, last = run[0].at, run[-1].at
     end = last.offset + HEADER_LENGTH + last.length
     return (
         one.at.pack == first.pack
         and one.at.length <= records.MAX_RAW
-        and one.at.offset - end <= _GAP
-        and one.at.offset - first.offset <= _RUN
+        and one.at.offset - end <= tuning.gap
+        and one.at.offset - first.offset <= tuning.run
     )

@@ -40,7 +40,7 @@ class Store:
         self._backend = backend
         self._identity = Identity.of(config.key)
         self._index = Index(backend, self._identity, mapping_for(backend, config.store_id))
-        self._records = Records(backend, self._identity, self._index)
+        self._records = Records(backend, self._identity, self._index, config.pack_target)
         self._cache = PageCache(self._records)
 
     @classmethod
@@ -88,6 +88,11 @@ class Store:
     def chunk_size(self) -> int:
         """Bytes per chunk."""
         return self.config.chunk_size
+
+    @property
+    def readers(self) -> int:
+        """How many threads it takes at least to read disks as fast as the store can: more if it is far away."""
+        return self._backend.tuning.requests
 
     def writer(self) -> Writer:
         """Begin to write. One writer serves a whole run with all its threads; use it as a context manager."""
@@ -212,7 +217,8 @@ class Store:
         )
 
     def close(self) -> None:
-        """Let go of open files."""
+        """Let go of open files and connections."""
+        self._records.close()
         self._backend.close()
 
     def _point(self, name: PointName) -> Point | Damage | None:
