@@ -25,6 +25,7 @@ import pytest
 from mover.store import S3Access, Store
 from mover.store.backend import Backend
 from mover.store.directory import DirectoryBackend
+from mover.store.local_copies import cache_directory
 from mover.store.s3 import S3Backend
 from protocol.secret import Secret
 
@@ -170,30 +171,44 @@ def weed() -> Iterator[Weed]:
 class Place:
     """Somewhere a store can be: what tests need that are run in a directory and in a bucket."""
 
-    make: Callable[[], Backend]
+    at: Callable[[str], Backend]
     url: str
+    name: str = "0"
 
     def backend(self) -> Backend:
         """A new client of it, as another process would have."""
-        return self.make()
+        return self.at(self.name)
+
+    def another(self) -> Place:
+        """Another empty place of the kind."""
+        name = secrets.token_hex(8)
+        return Place(self.at, f"{self.url.rsplit('/', 1)[0]}/{name}", name)
 
     def create(self, **settings: Any) -> Store:
-        return Store.create(self.make(), **settings)
+        return Store.create(self.backend(), **settings)
 
     def open(self) -> Store:
-        return Store.open(self.make())
+        return Store.open(self.backend())
 
     def objects(self, prefix: str = "") -> dict[str, int]:
         """Keys and sizes."""
-        return dict(sorted(self.make().list(prefix)))
+        return dict(sorted(self.backend().list(prefix)))
 
     def read(self, key: str) -> bytes:
-        return self.make().get(key)
+        return self.backend().get(key)
+
+    def download(self, folder: Path) -> Path:
+        """All of it as files, which is how a directory would have it."""
+        for key in self.objects():
+            (folder / key).parent.mkdir(parents=True, exist_ok=True)
+            (folder / key).write_bytes(self.read(key))
+        return folder
 
     def tamper(self, key: str, data: bytes | None) -> None:
         """Put other bytes in an object's place, or nothing."""
-        backend = self.make()
+        backend = self.backend()
         backend.delete(key)
+        shutil.rmtree(cache_directory(), ignore_errors=True)
         if data is not None:
             assert backend.put(key, data)
 
@@ -202,9 +217,13 @@ class Place:
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty place, of each kind."""
     if request.param == "directory":
-        path = tmp_path / "store"
-        DirectoryBackend(str(path)).make_root()
-        return Place(lambda: DirectoryBackend(str(path)), f"file://{path}")
+        return Place(lambda name: _directory(tmp_path / name), f"file://{tmp_path}/0")
     weed: Weed = request.getfixturevalue("weed")
     prefix = secrets.token_hex(8)
-    return Place(lambda: weed.backend(prefix), f"s3://{weed.bucket}/{prefix}")
+    return Place(lambda name: weed.backend(f"{prefix}/{name}"), f"s3://{weed.bucket}/{prefix}/0")
+
+
+def _directory(path: Path) -> DirectoryBackend:
+    backend = DirectoryBackend(str(path))
+    backend.make_root()
+    return backend

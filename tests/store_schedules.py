@@ -70,6 +70,9 @@ class MemoryBackend:
     def map(self, key: str) -> memoryview:
         return memoryview(self.get(key))
 
+    def renew(self) -> None:
+        pass
+
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         self.step()
         return iter([(key, len(data)) for key, data in sorted(self.objects.items()) if key.startswith(prefix)])

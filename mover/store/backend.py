@@ -98,5 +98,8 @@ class Backend(Protocol):
 class Mapping(Protocol):
     """Where whole objects can be had as memory: a back end whose objects are files, or a folder of copies."""
 
+    def renew(self) -> None:
+        """Let go of copies: from now on objects are looked at themselves."""
+
     def map(self, key: str) -> memoryview:
         """The whole object, read-only and memory-mapped if it is large. Raises `ObjectMissingError`."""

@@ -58,6 +58,12 @@ class LocalCopies:
             except FileNotFoundError:
                 return map_file(self._fetch(key))
 
+    def renew(self) -> None:
+        """Delete the copies of this store."""
+        for path in self.folder.glob("*@*"):
+            with suppress(OSError):
+                path.unlink()
+
     def _find(self, key: str) -> Path | None:
         """A copy that is what its name says."""
         for path in self.folder.glob(f"{_name(key)}@*"):

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 
-from mover.errors import StoreDamagedError
+from mover.errors import StoreDamagedError, StoreUnfitError
 from mover.store import pack
 from mover.store import segment as segments
 from mover.store.at_once import at_once
@@ -168,7 +168,16 @@ class Prune:
 
     def _condemn(self, plan: _Plan) -> None:
         """From now on nobody who begins to write counts on these packs."""
-        self._backend.put(condemned_key(self.wid), encode_condemned(self._identity, plan.doomed))
+        key, data = condemned_key(self.wid), encode_condemned(self._identity, plan.doomed)
+        self._backend.put(key, data)
+        if self._backend.put(key, data):
+            # The store may have been moved to another server since it was made.
+            self._backend.delete(key)
+            raise StoreUnfitError(
+                f"{self._backend.location} overwrites objects that a conditional put must leave alone; "
+                "nothing is deleted, because no writer that is silent could be shut out",
+                "use a server that supports conditional writes (If-None-Match: *)",
+            )
 
     def _settle(self) -> None:
         """Until lists show everything that was there when this was called."""

@@ -174,6 +174,7 @@ class Store:
         found, damaged = self.readable_points()
         if only is None:
             yield from damaged
+            self._index.mapping.renew()
         verification = Verification(
             self._backend, self._identity, self._index.reload(), self._cache, self.chunk_size, deep, progress
         )

@@ -1,4 +1,4 @@
-"""Pruning in a directory: what is given back, what stays, and that no power cut, damage or interruption loses data."""
+"""Pruning, in a directory and in a bucket: what is given back, what stays, and that nothing that happens loses data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from mover.store.names import PointName
 from mover.store.point import FENCE
 from tests.format_reader import Reader
 from tests.power_cut import CutDisk, Op, RecordingOps
-from tests.store_fixtures import CHUNK, back_up, files_of, noise, point_of, restore, small_packs, text, write_disk
+from tests.store_backends import Place, place, weed
+from tests.store_fixtures import CHUNK, back_up, noise, point_of, restore, small_packs, text, write_disk
+
+__all__ = ["place", "weed"]
 
 
 def impatient() -> Patience:
@@ -28,8 +31,8 @@ def forget(store: Store, *points: str) -> list[str]:
     return [point.id for point in store.forget([store.point(point) for point in points])]
 
 
-def packs(path: Path) -> int:
-    return sum(file.stat().st_size for file in files_of(path / "packs"))
+def packs(place: Place) -> int:
+    return sum(place.objects("packs/").values())
 
 
 def old_disk() -> bytes:
@@ -40,33 +43,33 @@ def new_disk() -> bytes:
     return old_disk()[: 2 * CHUNK] + b"".join(noise(number) for number in range(20, 28))
 
 
-def test_space_is_given_back(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    store = Store.create(path)
+def test_space_is_given_back(place: Place, tmp_path: Path) -> None:
+    store = place.create()
     old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
-    before = packs(path)
+    before = packs(place)
     assert store.prune() == PruneReport(2, 20, 4, 0, 0, 0, 0, 0), "everything is needed"
     would = store.would_prune([store.point(old)])
-    assert packs(path) == before and len(store.points()) == 2
+    assert packs(place) == before and len(store.points()) == 2
     assert forget(store, old) == [old]
     did = store.prune()
     assert (did.deleted, did.repacked, did.points, did.records) == (2, 1, 1, 11)
     assert (would.deleted, would.repacked, would.freed) == (did.deleted, did.repacked, did.freed)
-    assert before - packs(path) > 7 * CHUNK
+    assert before - packs(place) > 7 * CHUNK
     assert did.copied < 3 * CHUNK
-    assert {file.parent.name for file in files_of(path)} & {"cond", "lease", "trash"} == set()
-    for opened in (store, Store.open(path)):
+    assert {key.split("/")[0] for key in place.objects()} == {"index", "packs", "points", "store.json"}
+    for opened in (store, place.open()):
         assert restore(opened, new) == new_disk()
         assert list(opened.verify(deep=True)) == []
-    assert len(Reader(path).places) == 11, "ten chunks and a page, says a reader of the format alone"
-    with Store.open(path).writer() as writer:
+    assert len(Reader(place.download(tmp_path / "copy")).places) == 11, (
+        "ten chunks and a page, says a reader of the format alone"
+    )
+    with place.open().writer() as writer:
         assert writer.seal(memoryview(old_disk())).new == 8 * CHUNK
         assert writer.seal(memoryview(new_disk())).new == 0
 
 
-def test_what_is_mostly_needed_stays_where_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    store = Store.create(path)
+def test_what_is_mostly_needed_stays_where_it_is(place: Place) -> None:
+    store = place.create()
     with store.writer() as writer:
         writer.seal(memoryview(noise("unneeded", 2 * CHUNK)))
         writer.commit(point_of(write_disk(writer, old_disk()), len(old_disk())))
@@ -74,58 +77,54 @@ def test_what_is_mostly_needed_stays_where_it_is(tmp_path: Path) -> None:
     did = store.prune(min_live=0.95)
     assert (did.deleted, did.repacked) == (1, 1)
     assert did.freed - did.copied > 2 * CHUNK
-    assert restore(Store.open(path), "latest") == old_disk()
+    assert restore(place.open(), "latest") == old_disk()
 
 
-def test_tiny_records_are_not_copied_for_ever(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    store = Store.create(path)
+def test_tiny_records_are_not_copied_for_ever(place: Place) -> None:
+    store = place.create()
     disk = b"".join(text(number) for number in range(300))
     back_up(store, disk)
     assert store.prune(min_live=1.0).deleted == 0
     assert restore(store, "latest") == disk
 
 
-def test_what_is_never_forgotten(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    store = Store.create(path)
+def test_what_is_never_forgotten(place: Place) -> None:
+    store = place.create()
     points = [back_up(store, text(number), number, vm) for number, vm in enumerate(["one", "two", "one"])]
     assert forget(store, *points) == [points[0]], "one of each VM stays"
     with store.writer() as writer:
         first, second = (
             writer.commit(point_of(write_disk(writer, text(number)), CHUNK, number, "one")) for number in (5, 6)
         )
-        assert forget(Store.open(path), first) == [], "a run that is writing"
+        assert forget(place.open(), first) == [], "a run that is writing"
     assert forget(store, first) == [first]
-    assert {point.id for point in Store.open(path).points()} == {points[1], points[2], second}
+    assert {point.id for point in place.open().points()} == {points[1], points[2], second}
 
 
-def test_a_silent_writer_is_shut_out(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    back_up(Store.create(path), text("other"), 0)
-    with pytest.raises(FencedError), Store.open(path).writer() as writer:
+def test_a_silent_writer_is_shut_out(place: Place) -> None:
+    back_up(place.create(), text("other"), 0)
+    with pytest.raises(FencedError), place.open().writer() as writer:
         kept = writer.commit(point_of(write_disk(writer, text(1)), CHUNK, 1))
         root = write_disk(writer, noise(2))
         writer.flush()
-        with Store.open(path).writer() as garbage:
+        with place.open().writer() as garbage:
             garbage.seal(memoryview(noise("garbage")))
-        did = Store.open(path).prune(patience=impatient())
+        did = place.open().prune(patience=impatient())
         assert (did.fenced, did.deleted) == (1, 1)
-        assert (path / PointName(writer.wid, 1).key).read_bytes() == FENCE
+        assert place.read(PointName(writer.wid, 1).key) == FENCE
         with pytest.raises(FencedError):
             writer.renew()
         writer.commit(point_of(root, CHUNK, 2))
-    assert not list((path / "lease").iterdir())
-    assert restore(Store.open(path), kept) == text(1)
-    assert list(Store.open(path).verify(deep=True)) == []
+    assert not place.objects("lease/")
+    assert restore(place.open(), kept) == text(1)
+    assert list(place.open().verify(deep=True)) == []
 
 
-def test_signs_of_life_are_waited_for(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    store = Store.create(path)
-    with Store.open(path).writer() as garbage:
+def test_signs_of_life_are_waited_for(place: Place) -> None:
+    store = place.create()
+    with place.open().writer() as garbage:
         garbage.seal(memoryview(noise("garbage")))
-    writer = Store.open(path).writer()
+    writer = place.open().writer()
     root = write_disk(writer, noise("garbage"))
     ticks, sleeps = count(), count()
 
@@ -140,7 +139,7 @@ def test_signs_of_life_are_waited_for(tmp_path: Path) -> None:
     assert (did.fenced, next(sleeps)) == (0, 31)
     assert (did.deleted, did.repacked) == (1, 0), "what it counted on was copied"
     assert did.copied > CHUNK
-    assert restore(Store.open(path), "latest") == noise("garbage")
+    assert restore(place.open(), "latest") == noise("garbage")
 
 
 class _Stop(Exception):
@@ -148,9 +147,8 @@ class _Stop(Exception):
 
 
 @pytest.mark.parametrize("at", range(0, 40, 3))
-def test_an_interrupted_prune_is_finished_by_the_next(tmp_path: Path, at: int) -> None:
-    path = tmp_path / "store"
-    store = small_packs(Store.create(path), CHUNK)
+def test_an_interrupted_prune_is_finished_by_the_next(place: Place, at: int) -> None:
+    store = small_packs(place.create(), CHUNK)
     old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
     forget(store, old)
     steps = count()
@@ -162,62 +160,59 @@ def test_an_interrupted_prune_is_finished_by_the_next(tmp_path: Path, at: int) -
     try:
         store.prune(progress=stop)
     except _Stop:
-        assert restore(Store.open(path), new) == new_disk()
-    Store.open(path).prune()
-    assert packs(path) < 11.2 * CHUNK
-    assert not list((path / "cond").iterdir())
-    assert restore(Store.open(path), new) == new_disk()
-    assert list(Store.open(path).verify(deep=True)) == []
+        assert restore(place.open(), new) == new_disk()
+    place.open().prune()
+    assert packs(place) < 11.2 * CHUNK
+    assert not place.objects("cond/")
+    assert restore(place.open(), new) == new_disk()
+    assert list(place.open().verify(deep=True)) == []
 
 
-def test_damage_stops_a_prune(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    store = Store.create(path)
+def test_damage_stops_a_prune(place: Place) -> None:
+    store = place.create()
     old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
     forget(store, old)
-    before = packs(path)
-    for folder in ("points", "index"):
+    before = packs(place)
+    for folder in ("points/", "index/"):
         for at in (70, -10):
-            file = files_of(path / folder)[0]
-            intact = file.read_bytes()
+            key = next(iter(place.objects(folder)))
+            intact = place.read(key)
             data = bytearray(intact)
             data[at] ^= 1
-            file.chmod(0o600)
-            file.write_bytes(data)
+            place.tamper(key, bytes(data))
             with pytest.raises(StoreDamagedError):
-                Store.open(path).prune()
-            file.write_bytes(intact)
-    lost = files_of(path / "packs")[0]
-    lost.rename(tmp_path / "lost")
+                place.open().prune()
+            place.tamper(key, intact)
+    lost = next(iter(place.objects("packs/")))
+    data = bytearray(place.read(lost))
+    place.tamper(lost, None)
     with pytest.raises(StoreDamagedError, match=new):
-        Store.open(path).prune()
-    (tmp_path / "lost").rename(lost)
-    assert packs(path) == before
-    Store.open(path).prune()
-    assert restore(Store.open(path), new) == new_disk()
+        place.open().prune()
+    place.tamper(lost, bytes(data))
+    assert packs(place) == before
+    place.open().prune()
+    assert restore(place.open(), new) == new_disk()
 
 
-def test_a_damaged_record_is_not_copied(tmp_path: Path) -> None:
+def test_a_damaged_record_is_not_copied(place: Place) -> None:
     """The pack it is in stays, so that nothing is lost that could be recovered."""
-    path = tmp_path / "store"
-    store = Store.create(path)
+    store = place.create()
     old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
     forget(store, old)
-    (pack,) = (file for file in files_of(path / "packs") if noise(1)[:100] in file.read_bytes())
-    pack.chmod(0o600)
-    data = bytearray(pack.read_bytes())
+    (pack,) = (key for key in place.objects("packs/") if noise(1)[:100] in place.read(key))
+    data = bytearray(place.read(pack))
     data[data.index(noise(1)[:100])] ^= 1
-    pack.write_bytes(data)
-    did = Store.open(path).prune()
-    assert [one.split(":")[0] for one in did.damaged] == [str(pack.relative_to(path))]
-    assert pack.exists()
+    place.tamper(pack, bytes(data))
+    did = place.open().prune()
+    assert [one.split(":")[0] for one in did.damaged] == [pack]
+    assert pack in place.objects()
     with pytest.raises(StoreDamagedError):
-        restore(Store.open(path), new)
+        restore(place.open(), new)
     data[data.index(noise(1)[1:100]) - 1] ^= 1
-    pack.write_bytes(data)
-    Store.open(path).prune()
-    assert not pack.exists()
-    assert restore(Store.open(path), new) == new_disk()
+    place.tamper(pack, bytes(data))
+    place.open().prune()
+    assert pack not in place.objects()
+    assert restore(place.open(), new) == new_disk()
 
 
 def record_a_prune(path: Path) -> tuple[list[Op], dict[str, bytes], str]:
@@ -262,11 +257,10 @@ def test_power_cuts_while_pruning(tmp_path: Path) -> None:
     assert looked > 20
 
 
-def test_readers_that_opened_the_store_before(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    store = Store.create(path)
+def test_readers_that_opened_the_store_before(place: Place) -> None:
+    store = place.create()
     old, new = back_up(store, old_disk(), 1), back_up(store, new_disk(), 2)
-    reader = Store.open(path)
+    reader = place.open()
     disk = reader.point(new).record.disks[0]
     content = reader.disk(disk.root, disk.size)
     assert len(list(content.extents())) == 1
@@ -277,12 +271,10 @@ def test_readers_that_opened_the_store_before(tmp_path: Path) -> None:
     assert out == new_disk()
 
 
-def test_condemnations_that_cannot_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    point = back_up(Store.create(path), old_disk())
-    (path / "cond").mkdir()
-    (path / "cond" / ("0" * 32)).write_bytes(b"MVCOND\0\x01 and more")
-    for refused in (lambda: Store.open(path).writer(), lambda: Store.open(path).prune()):
+def test_condemnations_that_cannot_be_read(place: Place) -> None:
+    point = back_up(place.create(), old_disk())
+    place.backend().put("cond/" + "0" * 32, b"MVCOND\0\x01 and more")
+    for refused in (lambda: place.open().writer(), lambda: place.open().prune()):
         with pytest.raises(StoreDamagedError):
             refused()
-    assert restore(Store.open(path), point) == old_disk()
+    assert restore(place.open(), point) == old_disk()
