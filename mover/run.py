@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from mover.backup.vm import back_up_vm
 from mover.errors import JobError, MoverError, NotFoundError, StoreMissingError, UsageError
 from mover.events import AnyEvent, DiskFinished, Emit, Note, Outcome, RunFinished, RunStarted, VmFinished, VmStarted
 from mover.failure import as_mover_error
-from mover.job import Job, PoolSection, ScheduleSection, SelectedVm, read_secret, select_vms
+from mover.job import Job, PoolSection, Records, ScheduleSection, SelectedVm, read_secret, select_vms
 from mover.lock import run_lock
 from mover.pipeline.pace import Pace
 from mover.retention import has_policy, to_forget
@@ -80,11 +80,11 @@ async def run_job(
     started = time.monotonic()
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     totals = _Totals(emit)
-    chosen = _schedule(job, schedule)
+    chosen = chosen_schedule(job, schedule)
     with run_lock(job.name):
         store = _open_or_create(job, totals)
         async with join_pool(job.pool) as (pool, transfers):
-            selected = [_with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms, totals)]
+            selected = [with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms, totals)]
             names = [vm.name for vm in selected]
             totals(RunStarted(run=run, job=job.name, schedule=schedule, action="backup", vms=names))
             with store.writer() as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
@@ -111,9 +111,9 @@ async def plan_run(
 ) -> list[SelectedVm]:
     """The VMs that a run would back up, and how, without doing anything. Raises as `run_job` does."""
     refuse_unsupported(job)
-    chosen = _schedule(job, schedule)
+    chosen = chosen_schedule(job, schedule)
     async with join_pool(job.pool) as (pool, _):
-        return [_with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms, lambda event: None)]
+        return [with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms, lambda event: None)]
 
 
 class _Totals:
@@ -179,7 +179,8 @@ def refuse_unsupported(job: Job) -> None:
         raise JobError(f"the job {job.name} asks for what this version does not do yet: {', '.join(missing)}")
 
 
-def _schedule(job: Job, name: str | None) -> ScheduleSection | None:
+def chosen_schedule(job: Job, name: str | None) -> ScheduleSection | None:
+    """The job's schedule of this name, if one is named. Raises `UsageError` if it has none."""
     if name is None:
         return None
     for schedule in job.schedules:
@@ -189,7 +190,8 @@ def _schedule(job: Job, name: str | None) -> ScheduleSection | None:
     raise UsageError(f"the job {job.name} has no schedule {name}", f"it has {known}")
 
 
-def _with_mode(vm: SelectedVm, schedule: ScheduleSection | None, *, full: bool) -> SelectedVm:
+def with_mode(vm: SelectedVm, schedule: ScheduleSection | None, *, full: bool) -> SelectedVm:
+    """`vm` with the mode of this run: a full if asked for, else that of its schedule, else its own."""
     mode = "full" if full else schedule.mode if schedule else vm.backup.mode
     return dataclasses.replace(vm, backup=dataclasses.replace(vm.backup, mode=mode))
 
@@ -230,11 +232,22 @@ async def join_pool(section: PoolSection) -> AsyncIterator[tuple[Pool, Transfers
 
 async def _select(job: Job, pool: Pool, wanted: Sequence[str], emit: Emit) -> list[SelectedVm]:
     records = [await pool.call(f"{kind}.get_all_records") for kind in ("VM", "VBD", "VDI")]
-    selected = select_vms(job, *records)
+    return selected_of(job, records, wanted, lambda message: emit(Note(level="warning", message=message)))
+
+
+def selected_of(
+    job: Job, records: Sequence[Records], wanted: Sequence[str], warn: Callable[[str], None]
+) -> list[SelectedVm]:
+    """Those of the VMs that `job` selects which are `wanted` (names or UUIDs; none: all of them).
+
+    `records` are those of VM, VBD and VDI. Raises `NotFoundError` if there are none.
+    """
+    vms, vbds, vdis = records
+    selected = select_vms(job, vms, vbds, vdis)
     for number, selector in enumerate(job.vms):
         # A tag that was renamed must not silently end the backups of what had it.
-        if selected and not select_vms(dataclasses.replace(job, vms=(selector,)), *records):
-            emit(Note(level="warning", message=f"the selector vms[{number}] of the job selects no VM"))
+        if selected and not select_vms(dataclasses.replace(job, vms=(selector,)), vms, vbds, vdis):
+            warn(f"the selector vms[{number}] of the job selects no VM")
     if not selected:
         raise NotFoundError(f"the job {job.name} selects no VM of the pool", "check [[vms]] and [exclude]")
     for name in wanted:

@@ -14,6 +14,9 @@ from protocol.extent import Extent
 from protocol.xapi import Pool
 
 
+NO_NBD = "no network of the pool has the purpose nbd, so changed blocks cannot be read alone"
+
+
 @dataclass(frozen=True)
 class Base:
     """The disk of an earlier restore point whose snapshot still stands on the pool as `snapshot` (a ref)."""
@@ -56,6 +59,24 @@ async def find_base(pool: Pool, points: Sequence[Point], vdi_uuid: str, vdi_ref:
             return NoBase(f"the base snapshot {disk.snapshot_uuid} has no CBT log", last)
         return Base(disk, point.id, ref)
     return NoBase(reason, last)
+
+
+def bases(points: Sequence[Point]) -> set[str]:
+    """The snapshots (UUIDs) that the next incremental of a VM could start from: those of each disk's newest state."""
+    newest: dict[str, str | None] = {}
+    for point in points:
+        for disk in point.record.disks:
+            newest[disk.vdi_uuid] = disk.snapshot_uuid
+    return {uuid for uuid in newest.values() if uuid}
+
+
+def settle(found: Base | NoBase, mode: str, no_cbt: str | None) -> Base | NoBase:
+    """What becomes of a base that was `found`, given the `mode` asked for and why the disk was not tracked, if so."""
+    if isinstance(found, NoBase):
+        return NoBase(no_cbt, found.last) if found.last is not None and no_cbt else found
+    if mode == "full":
+        return NoBase("a full was asked for", found.disk)
+    return NoBase(no_cbt, found.disk) if no_cbt else found
 
 
 async def changed_extents(pool: Pool, base: Base, snapshot: SnapshotDisk) -> list[Extent] | NoBase:

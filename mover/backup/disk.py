@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from mover.backup.base import Base, NoBase, changed_extents
+from mover.backup.base import NO_NBD, Base, NoBase, changed_extents
 from mover.backup.session import Session
 from mover.backup.snapshot import SnapshotDisk
 from mover.events import DiskFinished, DiskPlanned, DiskProgress, Note, Retry
@@ -101,7 +101,7 @@ async def _plan(
 ) -> Plan:
     size = disk.snapshot.size
     if isinstance(base, Base) and not endpoints:
-        base = NoBase("no network of the pool has the purpose nbd, so changed blocks cannot be read alone", base.disk)
+        base = NoBase(NO_NBD, base.disk)
     if isinstance(base, Base):
         changed = await changed_extents(session.pool, base, disk.snapshot)
         if not isinstance(changed, NoBase):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from mover.backup import metadata, snapshot
-from mover.backup.base import Base, NoBase, find_base
+from mover.backup.base import Base, NoBase, bases, find_base, settle
 from mover.backup.disk import LiveDisk, back_up_disk
 from mover.backup.hooks import around_snapshot
 from mover.backup.session import Session
@@ -28,7 +28,7 @@ async def back_up_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> st
     for damage in damaged:
         _warn(session, vm, f"the restore point {damage.object} is damaged ({damage.reason}): run mover verify")
     points = [point for point in readable if point.record.vm_uuid == vm.uuid]
-    await snapshot.sweep(session.pool, session.owner, vm.uuid, _bases(points))
+    await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points))
     try:
         record, taken = await _snapshot_and_copy(session, vm, points, keep_base=keep_base)
         point = await session.in_thread(lambda: session.writer.commit(record))
@@ -55,15 +55,6 @@ async def _snapshot_and_copy(
     if unquiesced:
         _warn(session, vm, f"no quiesced snapshot ({unquiesced}): took a regular one")
     return await _copy(session, vm, taken, points, cbt_reasons, keep_base=keep_base), taken
-
-
-def _bases(points: Sequence[Point]) -> set[str]:
-    """The snapshots that the next incremental could start from: those of each disk's newest state."""
-    newest: dict[str, str | None] = {}
-    for point in points:
-        for disk in point.record.disks:
-            newest[disk.vdi_uuid] = disk.snapshot_uuid
-    return {uuid for uuid in newest.values() if uuid}
 
 
 def _warn(session: Session, vm: SelectedVm, message: str, disk: str | None = None) -> None:
@@ -111,13 +102,13 @@ async def _copy(
             _warn(session, vm, f"{disk.name} has no snapshot and is not part of this backup", disk.position)
             continue
         disks.append(LiveDisk(disk.position, disk.name, disk.vdi, disk.vdi_uuid, of))
-    bases = [await _base(session, vm, disk, points, cbt_reasons) for disk in disks]
+    found = [await _base(session, vm, disk, points, cbt_reasons) for disk in disks]
     async with task_group() as group:
         reads = [
             group.create_task(
                 back_up_disk(session, vm.uuid, disk, base, full_read=vm.backup.full_read, keep_snapshot=keep_base)
             )
-            for disk, base in zip(disks, bases, strict=True)
+            for disk, base in zip(disks, found, strict=True)
         ]
     done: list[PointDisk] = [read.result() for read in reads]
     return PointRecord(
@@ -137,14 +128,8 @@ async def _copy(
 async def _base(
     session: Session, vm: SelectedVm, disk: LiveDisk, points: Sequence[Point], cbt_reasons: dict[str, str]
 ) -> Base | NoBase:
-    base = await find_base(session.pool, points, disk.vdi_uuid, disk.vdi)
-    if isinstance(base, NoBase):
-        if base.last is not None and disk.vdi in cbt_reasons:
-            base = NoBase(cbt_reasons[disk.vdi], base.last)
-    elif vm.backup.mode == "full":
-        base = NoBase("a full was asked for", base.disk)
-    elif disk.vdi in cbt_reasons:
-        base = NoBase(cbt_reasons[disk.vdi], base.disk)
+    found = await find_base(session.pool, points, disk.vdi_uuid, disk.vdi)
+    base = settle(found, vm.backup.mode, cbt_reasons.get(disk.vdi))
     if isinstance(base, NoBase) and vm.backup.mode == "incremental":
         raise NoIncrementalError(
             f"{vm.name}, disk {disk.position} ({disk.name}): the job allows incrementals only, and {base.reason}",
@@ -170,6 +155,6 @@ async def _clean_up(session: Session, vm: SelectedVm, points: Sequence[Point]) -
     """After a failure or an interruption: remove what no point records. What cannot be removed, the next run sweeps."""
     try:
         async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
-            await snapshot.sweep(session.pool, session.owner, vm.uuid, _bases(points))
+            await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points))
     except (ProtocolError, TimeoutError) as error:
         _warn(session, vm, f"the snapshot could not be removed and will be swept by the next run: {error}")

@@ -13,7 +13,7 @@ from mover.job.model import (
     StoreSection,
 )
 from mover.job.secrets import read_secret
-from mover.job.select import SelectedDisk, SelectedVm, select_vms
+from mover.job.select import Records, SelectedDisk, SelectedVm, select_vms
 
 __all__ = [
     "BackupSection",
@@ -21,6 +21,7 @@ __all__ = [
     "Job",
     "LimitsSection",
     "PoolSection",
+    "Records",
     "ReportSection",
     "ScheduleSection",
     "SelectedDisk",
