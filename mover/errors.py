@@ -167,3 +167,15 @@ class AddressError(MoverError):
     """The address or socket to serve on cannot be had."""
 
     exit_code = 26
+
+
+class CheckError(MoverError):
+    """`mover check` found what stops the backup of a VM, or of all of them."""
+
+    exit_code = 40
+
+
+class CheckWarningError(MoverError):
+    """`mover check` found nothing that stops a backup, but what makes it slower, riskier or larger."""
+
+    exit_code = 41

@@ -13,7 +13,6 @@ from protocol.errors import FormatError, XapiError
 from protocol.extent import Extent
 from protocol.xapi import Pool
 
-
 NO_NBD = "no network of the pool has the purpose nbd, so changed blocks cannot be read alone"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mover import __version__
 
+_ONLY_VM = "only this VM; repeatable"
 _STORE_OR_JOB = "a store (path or URL) or a job file, whose store it then is"
 
 
@@ -18,6 +19,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"mover {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     _run(verbs)
+    _check(verbs)
+    _explain(verbs)
     _list(verbs)
     _show(verbs)
     _restore(verbs)
@@ -49,10 +52,28 @@ def _run(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser("run", help="back up what a job selects")
     parser.add_argument("job", metavar="JOB.toml")
     parser.add_argument("--schedule", metavar="NAME", help="which of the job's schedules this run belongs to")
-    parser.add_argument("--vm", action="append", default=[], metavar="NAME_OR_UUID", help="only this VM; repeatable")
+    parser.add_argument("--vm", action="append", default=[], metavar="NAME_OR_UUID", help=_ONLY_VM)
     parser.add_argument("--full", action="store_true", help="read every disk in full")
     parser.add_argument("--dry-run", action="store_true", help="say what would be backed up, and do nothing")
     _progress(parser)
+    _json(parser)
+
+
+def _check(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("check", help="say what would happen if the job ran now, and what stops it")
+    parser.add_argument("job", metavar="JOB.toml")
+    parser.add_argument("--schedule", metavar="NAME", help="as if this schedule of the job ran")
+    parser.add_argument("--vm", action="append", default=[], dest="vms", metavar="NAME_OR_UUID", help=_ONLY_VM)
+    parser.add_argument("--full", action="store_true", help="as if every disk were to be read in full")
+    _json(parser)
+
+
+def _explain(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("explain", help="say what the next run would read of each disk, and why")
+    parser.add_argument("job", metavar="JOB.toml")
+    parser.add_argument("vm", nargs="?", metavar="VM", help="only this VM (name or UUID)")
+    parser.add_argument("--schedule", metavar="NAME", help="as if this schedule of the job ran")
+    parser.add_argument("--full", action="store_true", help="as if every disk were to be read in full")
     _json(parser)
 
 

@@ -22,6 +22,8 @@ from protocol.tasks import first_error
 # The module of each verb has a coroutine function `main(options) -> exit code`.
 _MODULES = {
     "run": "mover.cli.run",
+    "check": "mover.cli.check",
+    "explain": "mover.cli.explain",
     "list": "mover.cli.points",
     "show": "mover.cli.points",
     "restore": "mover.cli.restore",

@@ -24,6 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mover.restore",),
     ("mover.serve",),
     ("mover.run",),
+    ("mover.explain",),
+    ("mover.check",),
     ("mover.demo",),
     ("mover.cli",),
     ("mover.__main__",),

@@ -1,0 +1,123 @@
+"""What the next run would read of one disk: the same questions to the pool that the run asks, and no more."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from mover.backup.base import NO_NBD, Base, NoBase, changed_extents, find_base, settle
+from mover.backup.snapshot import SnapshotDisk
+from mover.explain.snapshots import KeptSnapshot
+from mover.job import SelectedDisk, SelectedVm
+from mover.job.select import Records
+from mover.store import Point
+from protocol.errors import XapiError
+from protocol.extent import align, total
+from protocol.nbd import Endpoint
+from protocol.xapi import Pool, nbd_endpoints
+
+# So many of the last incrementals are looked at to guess the next one.
+_HISTORY = 5
+
+
+class DiskOutlook(msgspec.Struct, frozen=True, kw_only=True):
+    """How a disk would be read. `to_read` is in bytes, `estimate` says how it is known; None: nothing is."""
+
+    position: str
+    name: str
+    vdi: str
+    size: int
+    mode: Literal["full", "incremental"]
+    reason: str | None
+    base_point: str | None
+    base_snapshot: str | None
+    over: Literal["NBD", "HTTP"]
+    to_read: int | None
+    estimate: str
+
+
+class VmOutlook(msgspec.Struct, frozen=True, kw_only=True):
+    """What would become of a VM: `refused` says why it would fail; `last_point` is its newest restore point."""
+
+    uuid: str
+    name: str
+    strategy: str
+    mode: str
+    last_point: str | None
+    refused: str | None
+    disks: list[DiskOutlook]
+    excluded: list[str]
+    snapshots: list[KeptSnapshot]
+
+
+async def outlook(
+    pool: Pool, vm: SelectedVm, disk: SelectedDisk, points: Sequence[Point], vbds: Records, chunk_size: int
+) -> DiskOutlook:
+    """Say how `disk` would be read. `points` are the VM's, oldest first. Raises what `Pool.call` raises."""
+    endpoints = await live_endpoints(pool, disk.vdi)
+    found = await find_base(pool, points, disk.vdi_uuid, disk.vdi)
+    base = settle(found, vm.backup.mode, None if disk.cbt else "CBT is off on this disk, the run turns it on")
+    if isinstance(base, Base) and not endpoints:
+        base = NoBase(NO_NBD, base.disk)
+    if isinstance(base, Base) and disk.size < base.disk.size:
+        base = NoBase(f"the disk shrank from {base.disk.size} to {disk.size} bytes", base.disk)
+    to_read: int | None = None
+    estimate = ""
+    if isinstance(base, Base):
+        attached = any(vbd["VDI"] == disk.vdi and vbd["currently_attached"] for vbd in vbds.values())
+        if attached:
+            to_read, estimate = _guess(points, disk.vdi_uuid, "incremental")
+            estimate += "; what has changed is not told while the disk is attached"
+        else:
+            live = SnapshotDisk(ref=disk.vdi, uuid=disk.vdi_uuid, live=disk.vdi, size=disk.size, cbt=disk.cbt)
+            changed = await changed_extents(pool, base, live)
+            if isinstance(changed, NoBase):
+                base = changed
+            else:
+                to_read, estimate = total(align(changed, chunk_size, disk.size)), "changed since the base, by CBT"
+    over_nbd = bool(endpoints) and (isinstance(base, Base) or vm.backup.full_read == "nbd")
+    if isinstance(base, NoBase):
+        to_read, estimate = _full(points, disk, over_nbd=over_nbd)
+    return DiskOutlook(
+        position=disk.position,
+        name=disk.name,
+        vdi=disk.vdi_uuid,
+        size=disk.size,
+        mode="incremental" if isinstance(base, Base) else "full",
+        reason=base.reason if isinstance(base, NoBase) else None,
+        base_point=base.point if isinstance(base, Base) else None,
+        base_snapshot=base.disk.snapshot_uuid if isinstance(base, Base) else None,
+        over="NBD" if over_nbd else "HTTP",
+        to_read=to_read,
+        estimate=estimate,
+    )
+
+
+async def live_endpoints(pool: Pool, vdi: str) -> list[Endpoint]:
+    """Where the disk could be read over NBD; nowhere on releases from before there was NBD."""
+    try:
+        return await nbd_endpoints(pool, vdi)
+    except XapiError as error:
+        if error.code in ("MESSAGE_METHOD_UNKNOWN", "VDI_INCOMPATIBLE_TYPE"):
+            return []
+        raise
+
+
+def _full(points: Sequence[Point], disk: SelectedDisk, *, over_nbd: bool) -> tuple[int, str]:
+    if not over_nbd:
+        return disk.size, "all of it"
+    read, estimate = _guess(points, disk.vdi_uuid, "full")
+    return (disk.size, "at most: what is not allocated is not read") if read is None else (read, estimate)
+
+
+def _guess(points: Sequence[Point], vdi: str, mode: str) -> tuple[int | None, str]:
+    """From what was read of this disk before, in this way."""
+    reads = [disk.read for point in points for disk in point.record.disks if (disk.vdi_uuid, disk.mode) == (vdi, mode)]
+    if not reads:
+        return None, f"no {mode} of this disk to go by"
+    kept = reads[-1:] if mode == "full" else reads[-_HISTORY:]
+    few = f"the last {len(kept)} {mode}s" if len(kept) > 1 else f"the last {mode}"
+    return int(statistics.median(kept)), f"as {few}"

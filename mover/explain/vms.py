@@ -1,0 +1,71 @@
+"""Look at a job's VMs, its store and its pool, and say what the next run would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mover.backup.base import bases
+from mover.backup.tags import Owner
+from mover.errors import StoreMissingError
+from mover.explain.outlook import DiskOutlook, VmOutlook, outlook
+from mover.explain.snapshots import snapshots_of
+from mover.job import Job, Records, SelectedVm
+from mover.run import chosen_schedule, join_pool, refuse_unsupported, selected_of, with_mode
+from mover.storage import open_store
+from mover.store import Point, Store
+from protocol.xapi import Pool
+
+
+async def explain(
+    job: Job, *, schedule: str | None = None, vms: Sequence[str] = (), full: bool = False
+) -> list[VmOutlook]:
+    """What `run_job` would do, without doing any of it. Raises as `run_job` does."""
+    refuse_unsupported(job)
+    chosen = chosen_schedule(job, schedule)
+    store = _store(job)
+    async with join_pool(job.pool) as (pool, _):
+        records = [await pool.call(f"{kind}.get_all_records") for kind in ("VM", "VBD", "VDI")]
+        selected = [with_mode(vm, chosen, full=full) for vm in selected_of(job, records, vms, lambda message: None)]
+        return [await look_ahead(pool, job, store, vm, records) for vm in selected]
+
+
+async def look_ahead(
+    pool: Pool, job: Job, store: Store | None, vm: SelectedVm, records: Sequence[Records]
+) -> VmOutlook:
+    """What a run would do with `vm`; `records` are those of VM, VBD and VDI. Raises what `Pool.call` raises."""
+    points = [] if store is None else _points_of(store, vm.uuid)
+    vms, vbds, vdis = records
+    owner = None if store is None else Owner(job.name, store.config.store_id)
+    chunk_size = job.store.chunk_size if store is None else store.chunk_size
+    disks = [await outlook(pool, vm, disk, points, vbds, chunk_size) for disk in vm.disks]
+    return VmOutlook(
+        uuid=vm.uuid,
+        name=vm.name,
+        strategy=vm.backup.strategy,
+        mode=vm.backup.mode,
+        last_point=points[-1].id if points else None,
+        refused=_refused(vm, disks),
+        disks=disks,
+        excluded=[f"{disk.position} ({disk.name})" for disk in vm.excluded_disks],
+        snapshots=snapshots_of(vm, owner, bases(points), vms, vbds, vdis),
+    )
+
+
+def _points_of(store: Store, vm: str) -> list[Point]:
+    return [point for point in store.readable_points()[0] if point.record.vm_uuid == vm]
+
+
+def _refused(vm: SelectedVm, disks: Sequence[DiskOutlook]) -> str | None:
+    if vm.backup.mode != "incremental":
+        return None
+    stop = next((disk for disk in disks if disk.mode == "full"), None)
+    if stop is None:
+        return None
+    return f"the job allows incrementals only, and for disk {stop.position} {stop.reason}"
+
+
+def _store(job: Job) -> Store | None:
+    try:
+        return open_store(job.store)
+    except StoreMissingError:
+        return None
