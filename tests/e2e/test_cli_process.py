@@ -106,7 +106,7 @@ def test_every_verb_has_help(verb: str):
         (["restore", "/s", "latest", "--to", "d", "--no-new-macs"], "error: --new-macs is for restores to a pool"),
         (["restore", "/s", "latest", "--job", "j.toml", "--network", "a"], "error: --network takes OLD=NEW"),
         (["run", "/nonexistent.toml"], "error: cannot read the job file /nonexistent.toml"),
-        (["list", "s3://bucket"], "error: a store is a directory or file:///path"),
+        (["list", "ftp://bucket"], "error: a store is a directory, file:///path or s3://bucket/prefix"),
     ],
 )
 def test_usage_errors_are_2_and_on_stderr(arguments: list[str], words: str):
