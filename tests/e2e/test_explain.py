@@ -16,7 +16,8 @@ def state_of(here: Site) -> str:
     """What lasts on the pool; a control domain lets go of a disk that was read a moment after."""
     database = here.simulator.pool.database
     lasting = {kind: [ref for ref, _ in database.items(kind)] for kind in ("VM", "VDI", "network", "task", "session")}
-    guests = [ref for ref, vbd in database.items("VBD") if not database.get("VM", vbd["VM"])["is_control_domain"]]
+    domains = {ref for ref, vm in database.items("VM") if vm["is_control_domain"]}
+    guests = [ref for ref, vbd in database.items("VBD") if vbd["VM"] not in domains]
     return json.dumps(lasting | {"VBD": guests})
 
 
