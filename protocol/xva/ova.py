@@ -92,14 +92,13 @@ def disks_of(ova: Ova) -> list[Disk]:
     for item in ova.objects:
         by_class.setdefault(item.cls, []).append(item)
     of_isos = {sr.id for sr in by_class.get("SR", []) if sr.snapshot.get("content_type") == "iso"}
-    vbds = [vbd.snapshot for vbd in by_class.get("VBD", []) if vbd.snapshot.get("type") != "CD"]
-    attached = {vbd.get("VDI") for vbd in vbds if vbd.get("empty") is not True}
-    vms = [vm.snapshot for vm in by_class.get("VM", [])]
-    attached |= {vm.get("suspend_VDI") for vm in vms if vm.get("power_state") == "Suspended"}
+    vbds = [vbd for vbd in by_class.get("VBD", []) if vbd.snapshot.get("type") != "CD"]
+    suspended = [vm for vm in by_class.get("VM", []) if vm.snapshot.get("power_state") == "Suspended"]
+    attached = {_reference(vbd, "VDI") for vbd in vbds} | {_reference(vm, "suspend_VDI") for vm in suspended}
     found = []
     for vdi in by_class.get("VDI", []):
         size = _number(vdi.snapshot.get("virtual_size"), f"virtual_size of {vdi.id}", 1 << 60)
-        found.append(Disk(vdi.id, size, vdi.id in attached and vdi.snapshot.get("SR") not in of_isos))
+        found.append(Disk(vdi.id, size, vdi.id in attached and _reference(vdi, "SR") not in of_isos))
     return sorted(found)
 
 
@@ -220,6 +219,13 @@ def _object(item: Any) -> OvaObject:
             return OvaObject(cls, ref, snapshot)
         case _:
             return _fail("an object is not class, id and snapshot")
+
+
+def _reference(item: OvaObject, field: str) -> str:
+    value = item.snapshot.get(field, NULL)
+    if not isinstance(value, str):
+        _fail(f"{field} of {item.id} is no reference")
+    return value
 
 
 def _number(value: Any, what: str, limit: int) -> int:

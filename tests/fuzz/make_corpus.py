@@ -102,13 +102,17 @@ def slug(text: str) -> str:
 
 
 def main() -> None:
+    files = {
+        f"{target}-{kind}-{name}.bin": data
+        for target, seeds in good().items()
+        for kind, made in (("good", seeds), ("bad", bad(target, seeds)))
+        for name, data in made.items()
+    }
+    FOLDER.mkdir(exist_ok=True)
     for path in FOLDER.glob("*.bin"):
         path.unlink()
-    FOLDER.mkdir(exist_ok=True)
-    for target, seeds in good().items():
-        for kind, files in (("good", seeds), ("bad", bad(target, seeds))):
-            for name, data in files.items():
-                (FOLDER / f"{target}-{kind}-{name}.bin").write_bytes(data)
+    for name, data in files.items():
+        (FOLDER / name).write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,22 @@ TEXTS = (
     b"&#0;",
     b"99999999",
 )
+VALUES = (
+    b"",
+    b"-1",
+    b"1e9",
+    b"Ref:9",
+    b"OpaqueRef:NULL",
+    b"<array><data/></array>",
+    b"<array><data><value>Ref:9</value></data></array>",
+    b"<struct/>",
+    b"<boolean>1</boolean>",
+    b"<double>nan</double>",
+    b"<int>0</int>",
+    b"<nil/>",
+    b"<dateTime.iso8601>20240101T00:00:00Z</dateTime.iso8601>",
+    b"9" * 30,
+)
 
 Mutation = Callable[[bytearray, random.Random], None]
 
@@ -71,13 +87,31 @@ def records(data: bytearray, rng: random.Random) -> None:
         data[at:at] = taken
 
 
+def value(data: bytearray, rng: random.Random) -> None:
+    """Another value, or one of another type, in the metadata; in an archive its length is put right."""
+    start, end = 0, len(data)
+    if data.startswith(b"ova.xml\0") and (size := re.fullmatch(rb"[0-7]{11}", data[124:135])):
+        start, end = RECORD, RECORD + int(size[0], 8)
+    xml = bytes(data[start:end])
+    found = list(re.finditer(rb"<value>([^<]*)</value>", xml))
+    if not found:
+        return
+    match = rng.choice(found)
+    xml = xml[: match.start(1)] + rng.choice([*VALUES, rng.choice(found)[1]]) + xml[match.end(1) :]
+    if start:
+        data[124:136] = b"%011o\0" % len(xml)
+        end += -end % RECORD
+        xml += bytes(-len(xml) % RECORD)
+    data[start:end] = xml
+
+
 def overwrite(data: bytearray, rng: random.Random) -> None:
     at = rng.randrange(len(data))
     length = rng.choice([1, 4, 16, 100, 512])
     data[at : at + length] = rng.choice([bytes(length), b"\xff" * length, rng.randbytes(length)])
 
 
-BLIND: tuple[Mutation, ...] = (flip, cut_off, lengthen, number, text, digits, records, overwrite)
+BLIND: tuple[Mutation, ...] = (flip, cut_off, lengthen, number, text, digits, value, records, overwrite)
 
 
 def repaired(data: bytes) -> bytes:

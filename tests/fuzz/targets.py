@@ -12,7 +12,7 @@ from protocol.errors import FormatError
 from protocol.vhd_stream import Data as VhdData
 from protocol.vhd_stream import VhdReader
 from protocol.xva.compression import MAX_PIECE, Unpacker, detect
-from protocol.xva.ova import MAX_OVA, Ova, parse_ova
+from protocol.xva.ova import MAX_OVA, Ova, disks_of, export_version, parse_ova
 from protocol.xva.reader import Data, OvaXml, XvaReader
 
 # A consumer that has seen this much of a bomb of a few kB has seen enough.
@@ -62,7 +62,10 @@ def _vhd(reader: VhdReader, pieces: Pieces) -> Iterator[Any]:
 
 def ova(pieces: Pieces, length: int) -> Iterator[Any]:
     """As ova.xml alone is read."""
-    yield parse_ova(b"".join(pieces))
+    parsed = parse_ova(b"".join(pieces))
+    yield parsed
+    yield export_version(parsed)
+    yield disks_of(parsed)
 
 
 Target = Callable[[Pieces, int], Iterator[Any]]

@@ -195,6 +195,24 @@ def test_which_disks_an_archive_has() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("cls", "field"), [("VBD", "VDI"), ("VDI", "SR"), ("VDI", "virtual_size"), ("VM", "suspend_VDI")], ids=str
+)
+@pytest.mark.parametrize("value", [[], {}, ["Ref:1"], None, True, 1.5], ids=str)
+def test_a_field_of_another_type_is_refused(cls: str, field: str, value: object) -> None:
+    records: dict[str, dict[str, object]] = {
+        "VBD": {"VDI": "Ref:2"},
+        "VDI": {"SR": "Ref:4", "virtual_size": "512"},
+        "VM": {"power_state": "Suspended"},
+        "SR": {},
+    }
+    ids = ("Ref:1", "Ref:2", "Ref:3", "Ref:4")
+    assert len(disks_of(Ova({}, [OvaObject(*item) for item in zip(records, ids, records.values(), strict=True)]))) == 1
+    records[cls][field] = value
+    with pytest.raises(FormatError, match=field):
+        disks_of(Ova({}, [OvaObject(*item) for item in zip(records, ids, records.values(), strict=True)]))
+
+
 def test_a_bare_value_can_be_read() -> None:
     assert parse_value(
         b"<value><array><data><value><i4>3</i4></value><value><nil/></value></data></array></value>"
