@@ -16,7 +16,7 @@ from typing import Literal
 from uuid import UUID
 
 from mover.backup.metadata import decode, encode
-from mover.errors import TargetError, UsageError
+from mover.errors import StoreDamagedError, TargetError, UsageError
 from mover.events import Emit
 from mover.restore.choice import choose_disks
 from mover.restore.fill import fill, is_filled
@@ -46,8 +46,8 @@ async def restore_to_files(
     `disks` are positions or names (empty: all). A file appears under its final name only when it is whole. What is
     there already counts: a file that is right is left as it is, one that an interrupted restore has left unfinished
     (`.partial`) is gone on with, any other is replaced once its successor is whole. Returns the disks' files, in order
-    of position. Raises `NotFoundError`, `StoreDamagedError`, `TargetError` if a file cannot be written, `UsageError`
-    if a disk is too large for the format.
+    of position. Raises `NotFoundError`, `TargetError` if a file cannot be written, `UsageError` if a disk is too large
+    for the format; `StoreDamagedError` once everything else is restored.
     """
     chosen = choose_disks(point, disks)
     if form == "vhd":
@@ -57,25 +57,48 @@ async def restore_to_files(
     except OSError as error:
         raise TargetError(f"cannot make {directory}: {error.strerror}") from error
     name = _file_name(point.record.vm_name)
-    _write_metadata(store, point, directory, name)
     files: list[Path] = []
+    damaged: list[StoreDamagedError] = []
+    try:
+        _write_metadata(store, point, directory, name)
+    except StoreDamagedError as error:
+        damaged.append(StoreDamagedError(f"{point.record.vm_name}, its configuration: {error}", error.hint))
     threads = max(_SLOTS, store.readers)
     with ThreadPoolExecutor(threads, "restore") as executor:
         # Parts of whole chunks can be compared with their ids.
         work = _Work(store, point, Arena(threads, max(_SLOT, store.chunk_size)), executor, emit)
         for disk in chosen:
             path = directory / f"{name}-{_file_name(disk.position)}.{form}"
-            await _restore_disk(work, disk, path, _LAYOUTS[form])
-            files.append(path)
+            try:
+                await _restore_disk(work, disk, path, _LAYOUTS[form])
+            except StoreDamagedError as error:
+                damaged.append(StoreDamagedError(f"{_which(point, disk)}: {error}", error.hint))
+            else:
+                files.append(path)
+    if damaged:
+        raise _all_of(damaged, files)
     return files
+
+
+def _all_of(damaged: Sequence[StoreDamagedError], files: Sequence[Path]) -> StoreDamagedError:
+    """The first error, with the others and what is good all the same as notes."""
+    first, *others = damaged
+    for other in others:
+        first.add_note(f"also: {other}")
+    for file in files:
+        first.add_note(f"whole: {file}")
+    return first
+
+
+def _which(point: Point, disk: PointDisk) -> str:
+    return f"{point.record.vm_name}, disk {disk.position} ({disk.name})"
 
 
 def _refuse_too_large(point: Point, disks: Sequence[PointDisk]) -> None:
     for disk in disks:
         if not 0 < disk.size <= MAX_SIZE:
             raise UsageError(
-                f"{point.record.vm_name}, disk {disk.position} ({disk.name}): "
-                f"a VHD holds at most {format_size(MAX_SIZE)}, not {format_size(disk.size)}",
+                f"{_which(point, disk)}: a VHD holds at most {format_size(MAX_SIZE)}, not {format_size(disk.size)}",
                 "--format raw has no limit",
             )
 

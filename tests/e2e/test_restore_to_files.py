@@ -213,6 +213,28 @@ async def test_a_file_of_another_point_stays_until_its_successor_is_whole(tmp_pa
     other.close()
 
 
+async def test_what_is_damaged_does_not_keep_the_rest_from_being_restored(tmp_path: Path) -> None:
+    disks = [("root", noise("root", 5 * MiB)), ("data", noise("data", 5 * MiB)), ("logs", noise("logs", 5 * MiB))]
+    damaged = store_with(tmp_path / "store", disks, encode(METADATA))
+    for file in files_of(tmp_path / "store"):
+        content = bytearray(file.read_bytes())
+        for _, data in disks[::2]:
+            if (at := content.find(data[MiB : MiB + 64])) >= 0:
+                content[at : at + 8] = bytes(8)
+        file.write_bytes(content)
+    with pytest.raises(StoreDamagedError) as caught:
+        await restore_to_files(damaged, damaged.point("latest"), tmp_path / "out", emit=lambda event: None)
+    assert str(caught.value).startswith("web, disk 0 (root): ")
+    also, whole = caught.value.__notes__
+    assert also.startswith("also: web, disk 2 (logs): ")
+    assert whole == f"whole: {tmp_path}/out/web-1.raw"
+    assert (tmp_path / "out/web-1.raw").read_bytes() == disks[1][1]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "web-0.raw.partial", "web-1.raw", "web-2.raw.partial", "web.json", "web.ova.xml",
+    ]  # fmt: skip
+    damaged.close()
+
+
 async def test_two_restores_do_not_write_one_file(store: Store, tmp_path: Path) -> None:
     with (tmp_path / "web-0.raw.partial").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
