@@ -1,7 +1,9 @@
 """VHD files of our writer before qemu-img and libvhdi, and those of qemu-img before our reader."""
 
 import json
+import os
 import random
+import shutil
 import uuid
 from pathlib import Path
 
@@ -122,6 +124,34 @@ async def test_libvhdi_reads_a_chain_of_ours(tmp_path: Path) -> None:
         write(chain[-1], bytes(content), numbers, own_id, parent)
         parent = own_id, chain[-1].name
         assert await by_libvhdi(tmp_path / "raw", *chain) == content
+
+
+UNMOUNT = next((name for name in ("fusermount3", "fusermount", "umount") if shutil.which(name)), "umount")
+may_mount = pytest.mark.skipif(
+    not os.path.exists("/dev/fuse") or (UNMOUNT == "umount" and os.geteuid() != 0),
+    reason="no /dev/fuse, or neither fusermount nor root",
+)
+
+
+@needs("vhdimount")
+@may_mount
+async def test_vhdimount_shows_a_chain_of_ours(tmp_path: Path) -> None:
+    """It finds the parent by the name in the child's header, in the child's folder."""
+    base_id = uuid.uuid4()
+    before, after = content_of(9 * MiB + 4 * KiB), content_of(9 * MiB + 4 * KiB, seed=2)
+    write(tmp_path / "base.vhd", before, occupied(before), base_id)
+    write(tmp_path / "child.vhd", after, [0, 4], uuid.uuid4(), (base_id, "base.vhd"))
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    code, output = await run("vhdimount", str(tmp_path / "child.vhd"), str(folder))
+    assert code == 0, output
+    try:
+        # The files of the chain are numbered from the base on.
+        shown = {path.name: path.read_bytes() for path in folder.iterdir()}
+    finally:
+        code, output = await run(UNMOUNT, *(["-u"] if UNMOUNT != "umount" else []), str(folder))
+    assert code == 0, output
+    assert shown[max(shown)] == after[: 2 * MiB] + before[2 * MiB : 8 * MiB] + after[8 * MiB :]
 
 
 @needs("vhdiinfo")
