@@ -12,6 +12,7 @@ from threading import Lock
 from mover.pipeline.low_water import LowWater
 from mover.store import Tree, Writer
 from protocol.extent import Extent
+from protocol.tasks import settled
 
 
 @dataclass(slots=True)
@@ -61,12 +62,7 @@ class Intake:
         """
         loop = asyncio.get_running_loop()
         # A cancelled wait does not stop the thread, and the thread still reads the view: wait for it either way.
-        sealing = loop.run_in_executor(self._executor, self._seal, offset, view, wanted)
-        try:
-            await asyncio.shield(sealing)
-        except asyncio.CancelledError:
-            await asyncio.wait([sealing])
-            raise
+        await settled(loop.run_in_executor(self._executor, self._seal, offset, view, wanted))
         now = time.monotonic()
         if now - self._reported >= self._interval:
             self._reported = now

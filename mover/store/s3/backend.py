@@ -9,11 +9,13 @@ A put whose answer is lost is tried again; if the object is there then, it is re
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TypeVar
@@ -216,46 +218,63 @@ class _PastTheEndError(Exception):
 
 
 class S3Upload:
-    """An object being gathered: in memory, and if it gets too large for that, in a file without a name."""
+    """An object being gathered: in memory, and if it gets too large for that, in a file without a name.
+
+    The memory is a mapping of its own, so that it goes back to the system as soon as the object is sent.
+    """
 
     def __init__(self, backend: S3Backend, key: str) -> None:
         self._backend = backend
         self._key = key
-        self._data = bytearray()
+        self._memory = mmap.mmap(-1, _GATHERED)
+        self._length = 0
         self._file: IO[bytes] | None = None
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Append `buffers` in order."""
         for buffer in buffers:
-            self._data += buffer
-        if len(self._data) > _GATHERED or self._file is not None:
-            self._spill()
+            if self._file is None and self._length + len(buffer) > _GATHERED:
+                self._spill()
+            if self._file is not None:
+                self._append(self._file, buffer)
+            else:
+                self._memory[self._length : self._length + len(buffer)] = buffer
+                self._length += len(buffer)
 
     def commit(self) -> bool:
         """Send it. False if the key exists."""
         try:
             if self._file is not None:
                 return self._backend.put_file(self._key, self._file)
-            return self._backend.put(self._key, self._data)
+            with memoryview(self._memory) as whole, whole[: self._length] as data:
+                return self._backend.put(self._key, data)
         finally:
             self.abort()
 
     def abort(self) -> None:
         """Forget it: the server knows nothing of it yet."""
-        self._data = bytearray()
+        with suppress(BufferError):
+            self._memory.close()
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _spill(self) -> None:
+        with self._gathering():
+            folder = os.environ.get("TMPDIR") or "/var/tmp"
+            self._file = tempfile.TemporaryFile(prefix="mover-", dir=folder)  # noqa: SIM115 - closed by abort
+        self._append(self._file, self._memory[: self._length])
+
+    def _append(self, file: IO[bytes], data: Buffer) -> None:
+        with self._gathering():
+            file.write(data)
+            file.flush()
+
+    @contextmanager
+    def _gathering(self) -> Iterator[None]:
         try:
-            if self._file is None:
-                folder = os.environ.get("TMPDIR") or "/var/tmp"
-                self._file = tempfile.TemporaryFile(prefix="mover-", dir=folder)  # noqa: SIM115 - closed by abort
-            self._file.write(self._data)
-            self._file.flush()
+            yield
         except OSError as error:
             raise StoreIoError(
                 f"cannot gather {self._key} in a temporary file: {error.strerror}", "set TMPDIR to a folder with room"
             ) from error
-        self._data = bytearray()
