@@ -8,14 +8,15 @@ import os
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 from mover.errors import AddressError, UsageError
 from mover.serve.export import Exports, Warn
-from protocol.nbd.server import Manners, SocketChannel, serve
+from protocol.nbd.server import Export, Manners, SocketChannel, serve
 from protocol.tasks import task_group
 
 # Each client holds a block; programs that read over several connections use four or eight.
@@ -66,10 +67,18 @@ def listening(where: Address) -> Iterator[tuple[socket.socket, Address]]:
                         where.path.unlink()
 
 
-async def serve_clients(
-    listener: socket.socket, exports: Exports, warn: Warn, context: ssl.SSLContext | None = None
-) -> None:
-    """Serve whoever connects, in TLS if there is a `context`, until cancelled; the connections are closed then."""
+@dataclass(frozen=True)
+class Service:
+    """What those who connect get, in TLS if there is a `context`. They have `patience` seconds to name an export."""
+
+    exports: Exports
+    warn: Warn
+    context: ssl.SSLContext | None = None
+    patience: float = 30.0
+
+
+async def serve_clients(listener: socket.socket, service: Service) -> None:
+    """Serve whoever connects until cancelled; the connections are closed then."""
     listener.setblocking(False)
     loop = asyncio.get_running_loop()
     connected: set[asyncio.Task[None]] = set()
@@ -82,27 +91,35 @@ async def serve_clients(
                 continue
             if len(connected) == CONNECTIONS:
                 connection.close()
-                warn(f"a client was turned away: {CONNECTIONS} connections are open already")
+                service.warn(f"a client was turned away: {CONNECTIONS} connections are open already")
                 continue
-            task = group.create_task(_serve_one(connection, exports, warn, context))
+            task = group.create_task(_serve_one(connection, service))
             connected.add(task)
             task.add_done_callback(connected.discard)
 
 
-async def _serve_one(connection: socket.socket, exports: Exports, warn: Warn, context: ssl.SSLContext | None) -> None:
+async def _serve_one(connection: socket.socket, service: Service) -> None:
     try:
         # One that died without a word would keep its place for ever.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         channel = SocketChannel(connection)
     except OSError:
         return connection.close()
+    manners = Manners("forced" if service.context else "none", exports=service.exports.listed())
     try:
-        await serve(channel, Manners("forced" if context else "none", exports=exports.listed()), exports.open, context)
+        # Nobody is to keep a place without saying what it is for, least of all who could not.
+        async with asyncio.timeout(service.patience) as deadline:
+
+            def open_export(name: str) -> AbstractAsyncContextManager[Export]:
+                deadline.reschedule(None)
+                return service.exports.open(name)
+
+            await serve(channel, manners, open_export, service.context)
     except ssl.SSLEOFError:
         pass
     except ssl.SSLError as error:
-        warn(f"a client was turned away: {(error.reason or str(error)).replace('_', ' ').lower()}")
-    except OSError:  # the client is gone
+        service.warn(f"a client was turned away: {(error.reason or str(error)).replace('_', ' ').lower()}")
+    except OSError:  # the client is gone, or has not said what it wants
         pass
     finally:
         channel.close()

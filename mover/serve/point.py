@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from mover.restore.choice import choose_disks
 from mover.serve.blocks import Blocks
 from mover.serve.export import Exports, ServedDisk, Warn
-from mover.serve.listener import CONNECTIONS, Address, listening, serve_clients
+from mover.serve.listener import CONNECTIONS, Address, Service, listening, serve_clients
 from mover.store import Point, PointDisk, Store
 
 # Reads of the store at once, over all connections: where it is far away, they mostly wait.
@@ -41,6 +41,6 @@ async def serve_point(
         blocks = Blocks([disk.reader for disk in served], CONNECTIONS, executor)
         try:
             ready(there, [disk.about for disk in served])
-            await serve_clients(listener, Exports(served, blocks, warn), warn, context)
+            await serve_clients(listener, Service(Exports(served, blocks, warn), warn, context))
         finally:
             await blocks.close()
