@@ -33,8 +33,10 @@ from protocol.nbd import Budget
 from protocol.tasks import task_group
 from protocol.xapi import Pool, Transfers, Trust, connect, open_transfers
 
-# 24 slots of 2 MiB: what all disks of a run together hold while it is on its way from a socket to a pack.
-_SLOTS = 24
+# What all disks of a run together hold on its way from a socket to a pack: 24 slots of 2 MiB, or fewer larger ones
+# where the store's chunks are larger.
+_IN_MEMORY = 48 << 20
+_SLOT = 2 << 20
 # Seconds between signs of life in the store; a prune gives up who is silent for many of them.
 _BEAT = 30.0
 
@@ -169,7 +171,6 @@ async def _signs_of_life(writer: Writer) -> AsyncIterator[None]:
 def refuse_unsupported(job: Job) -> None:
     """Raise `JobError` for what a job may ask for and this version does not do: better now than a false sense."""
     wanted = {
-        'strategy = "xva"': any(selector.strategy == "xva" for selector in (job.backup, *job.vms)),
         "encryption (passphrase-…)": bool(
             job.store.passphrase_file or job.store.passphrase_env or job.store.passphrase_command
         ),
@@ -278,7 +279,7 @@ def _session(
         store=store,
         writer=writer,
         executor=executor,
-        arena=Arena(_SLOTS),
+        arena=_arena(store.chunk_size),
         budget=Budget(job.limits.nbd_connections_per_host),
         observed={},
         pace=Pace(job.limits.read_rate),
@@ -288,6 +289,12 @@ def _session(
         hooks=job.hooks,
         emit=emit,
     )
+
+
+def _arena(chunk_size: int) -> Arena:
+    """Slots that hold whole chunks."""
+    slot = max(_SLOT, chunk_size)
+    return Arena(_IN_MEMORY // slot, slot)
 
 
 def _keeps_base(job: Job, vm: SelectedVm) -> bool:

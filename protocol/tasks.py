@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 _Result = TypeVar("_Result")
+_Arguments = TypeVarTuple("_Arguments")
 
 
 @asynccontextmanager
@@ -51,3 +53,12 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for child in error.exceptions for leaf in _leaves(child)]
     return [error]
+
+
+async def in_thread(executor: Executor, work: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
+    """Do blocking work in a worker thread.
+
+    Cancelling the wait does not stop the thread, which still uses what it was given: who is cancelled waits for its
+    end all the same.
+    """
+    return await settled(asyncio.get_running_loop().run_in_executor(executor, work, *arguments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from mover.backup.snapshot import SnapshotDisk
 from mover.store import Point, PointDisk
@@ -33,7 +34,11 @@ class NoBase:
     last: PointDisk | None = None
 
 
-async def find_base(pool: Pool, points: Sequence[Point], vdi_uuid: str, vdi_ref: str) -> Base | NoBase:
+# What of a base snapshot an incremental needs: its CBT log, or its data.
+Need = Literal["log", "data"]
+
+
+async def find_base(pool: Pool, points: Sequence[Point], vdi_uuid: str, vdi_ref: str, need: Need) -> Base | NoBase:
     """Look for the newest of `points` (oldest first) whose snapshot of the live VDI still stands."""
     stored = [(point, disk) for point in reversed(points) for disk in point.record.disks if disk.vdi_uuid == vdi_uuid]
     if not stored:
@@ -54,18 +59,25 @@ async def find_base(pool: Pool, points: Sequence[Point], vdi_uuid: str, vdi_ref:
         if record["snapshot_of"] != vdi_ref:
             # A revert gives the VM new disks and hands the old snapshots over to them.
             return NoBase(f"the base snapshot {disk.snapshot_uuid} is no longer one of this disk", last)
-        if not record.get("cbt_enabled", False):
-            return NoBase(f"the base snapshot {disk.snapshot_uuid} has no CBT log", last)
+        lacks = _lacks(record, need)
+        if lacks:
+            return NoBase(f"the base snapshot {disk.snapshot_uuid} {lacks}", last)
         return Base(disk, point.id, ref)
     return NoBase(reason, last)
 
 
+def _lacks(record: dict[str, Any], need: Need) -> str | None:
+    if need == "log":
+        return None if record.get("cbt_enabled", False) else "has no CBT log"
+    return "has only its CBT log left" if record["type"] == "cbt_metadata" else None
+
+
 def bases(points: Sequence[Point]) -> set[str]:
-    """The snapshots (UUIDs) that the next incremental of a VM could start from: those of each disk's newest state."""
+    """The snapshots (UUIDs) that the next incremental of a VM could start from: what each disk's newest state names."""
     newest: dict[str, str | None] = {}
     for point in points:
         for disk in point.record.disks:
-            newest[disk.vdi_uuid] = disk.snapshot_uuid
+            newest[disk.vdi_uuid] = disk.snapshot_uuid or disk.base_snapshot
     return {uuid for uuid in newest.values() if uuid}
 
 

@@ -53,8 +53,8 @@ def decode(data: bytes) -> VmMetadata:
         raise FormatError("VM metadata", str(error)) from error
 
 
-async def collect(pool: Pool, transfers: Transfers, vm: str, snapshot: str) -> VmMetadata:
-    """Gather the records of the live VM `vm`, whose snapshot VM is `snapshot` (refs)."""
+async def collect(pool: Pool, vm: str) -> VmMetadata:
+    """Gather the records of the live VM `vm` (a ref)."""
     vm_record: Record = await pool.call("VM.get_record", vm)
     vbds = await _records(pool, "VBD", vm_record["VBDs"])
     vifs = await _records(pool, "VIF", vm_record["VIFs"])
@@ -77,7 +77,6 @@ async def collect(pool: Pool, transfers: Transfers, vm: str, snapshot: str) -> V
         vtpm_contents=await _vtpm_contents(pool, vtpms),
         guest_metrics=await _guest_metrics(pool, vm_record),
         software_version=await pool.call("host.get_software_version", host),
-        ova_xml=await _ova_xml(transfers, snapshot),
     )
 
 
@@ -110,12 +109,20 @@ async def _guest_metrics(pool: Pool, vm: Record) -> Record | None:
     return next(iter(found.values()), None)
 
 
-async def _ova_xml(transfers: Transfers, snapshot: str) -> str | None:
+def with_ova_xml(metadata: VmMetadata, ova_xml: bytes | None) -> VmMetadata:
+    """`metadata` and the server's own form of it, unless that is too large or no text."""
+    if ova_xml is None or len(ova_xml) > _OVA_LIMIT:
+        return metadata
+    return msgspec.structs.replace(metadata, ova_xml=ova_xml.decode("utf-8", "replace"))
+
+
+async def export_ova_xml(transfers: Transfers, snapshot: str) -> bytes | None:
+    """What the pool says about the snapshot VM `snapshot` (a ref) in its own format; None if it does not."""
     try:
         archive = await transfers.export_metadata(snapshot)
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             member = tar.extractfile("ova.xml")
-            return member.read(_OVA_LIMIT).decode() if member else None
-    except (ProtocolError, tarfile.TarError, KeyError, UnicodeDecodeError):
+            return member.read(_OVA_LIMIT + 1) if member else None
+    except (ProtocolError, tarfile.TarError, KeyError):
         # The records above are what a restore uses; the server's own form is kept where it can be had.
         return None

@@ -15,6 +15,7 @@ from mover.pipeline.pace import Pace
 from mover.store import Store, Writer
 from protocol.arena import Arena
 from protocol.nbd import Budget, Observed
+from protocol.tasks import in_thread
 from protocol.xapi import Pool, Transfers
 
 T = TypeVar("T")
@@ -45,9 +46,4 @@ class Session:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking store work in a worker thread, and wait for its end even if the wait is cancelled."""
-        running = asyncio.get_running_loop().run_in_executor(self.executor, work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait([running])
-            raise
+        return await in_thread(self.executor, work)

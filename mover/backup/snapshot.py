@@ -26,13 +26,17 @@ _GONE = frozenset({"HANDLE_INVALID", "UUID_INVALID"})
 
 @dataclass(frozen=True)
 class SnapshotDisk:
-    """The snapshot `ref` (`uuid`) of the live VDI `live`; `size` in bytes is the snapshot's."""
+    """The snapshot `ref` (`uuid`) of the live VDI `live`; `size` in bytes is the snapshot's.
+
+    `image_format` is what the SR keeps it in, "" where it does not say.
+    """
 
     ref: str
     uuid: str
     live: str
     size: int
     cbt: bool
+    image_format: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ async def _describe(pool: Pool, ref: str) -> Snapshot:
                 live=vdi["snapshot_of"],
                 size=int(vdi["virtual_size"]),
                 cbt=bool(vdi.get("cbt_enabled", False)),
+                image_format=str(vdi["sm_config"].get("image-format", "")),
             )
         )
     return Snapshot(ref, record["uuid"], tuple(disks))

@@ -6,17 +6,15 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from mover.backup import metadata, snapshot
-from mover.backup.base import Base, NoBase, bases, find_base, settle
-from mover.backup.disk import LiveDisk, back_up_disk
+from mover.backup import cbt, metadata, snapshot, xva
+from mover.backup.base import bases
+from mover.backup.copy import LiveDisk
 from mover.backup.hooks import around_snapshot
 from mover.backup.session import Session
-from mover.errors import NoIncrementalError
 from mover.events import Note
 from mover.job import SelectedVm
-from mover.store import Point, PointDisk, PointRecord
-from protocol.errors import ProtocolError, XapiError
-from protocol.tasks import task_group
+from mover.store import Point, PointRecord
+from protocol.errors import ProtocolError
 
 # How long cleaning up on the pool may take once a backup has failed or was interrupted.
 _CLEAN_UP_TIMEOUT = 60.0
@@ -42,7 +40,8 @@ async def back_up_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> st
 async def _snapshot_and_copy(
     session: Session, vm: SelectedVm, points: Sequence[Point], *, keep_base: bool
 ) -> tuple[PointRecord, snapshot.Snapshot]:
-    cbt_reasons = await _enable_cbt(session, vm)
+    by_cbt = vm.backup.strategy == "cbt"
+    cbt_reasons = await cbt.enable_cbt(session, vm) if by_cbt else {}
     async with around_snapshot(session, session.hooks, vm):
         taken, unquiesced = await snapshot.take(
             session.pool,
@@ -52,65 +51,16 @@ async def _snapshot_and_copy(
             [disk.vdi for disk in vm.excluded_disks],
             quiesce=vm.backup.quiesce,
         )
+    started = time.time()
     if unquiesced:
         _warn(session, vm, f"no quiesced snapshot ({unquiesced}): took a regular one")
-    return await _copy(session, vm, taken, points, cbt_reasons, keep_base=keep_base), taken
-
-
-def _warn(session: Session, vm: SelectedVm, message: str, disk: str | None = None) -> None:
-    session.emit(Note(level="warning", vm=vm.uuid, disk=disk, message=message))
-
-
-async def _enable_cbt(session: Session, vm: SelectedVm) -> dict[str, str]:
-    """Turn CBT on where it is off, before the snapshot. Returns, by VDI, why it was off or cannot be turned on."""
-    reasons: dict[str, str] = {}
-    for disk in vm.disks:
-        if disk.cbt:
-            continue
-        try:
-            await session.pool.run("VDI.enable_cbt", disk.vdi)
-            # A snapshot taken before the log exists has none, and the incremental after it would fail.
-            if not await session.pool.call("VDI.get_cbt_enabled", disk.vdi):
-                raise XapiError("CBT_NOT_ENABLED", [disk.vdi_uuid], "VDI.enable_cbt")
-            reasons[disk.vdi] = "CBT was off until this run"
-        except XapiError as error:
-            reasons[disk.vdi] = f"CBT cannot be turned on: {error}"
-            _warn(session, vm, f"CBT cannot be turned on for {disk.name}: {error}", disk.position)
-    return reasons
-
-
-async def _copy(
-    session: Session,
-    vm: SelectedVm,
-    taken: snapshot.Snapshot,
-    points: Sequence[Point],
-    cbt_reasons: dict[str, str],
-    *,
-    keep_base: bool,
-) -> PointRecord:
-    started = time.time()
-    about = await metadata.collect(session.pool, session.transfers, vm.ref, taken.ref)
-    if about.ova_xml is None:
-        session.emit(Note(level="info", vm=vm.uuid, message="the pool gave no ova.xml; its records were saved"))
-    if about.vtpms.keys() - about.vtpm_contents.keys():
-        _warn(session, vm, "the TPM's contents are for the pool's root user only and are not in this backup")
-    blob = await session.in_thread(lambda: session.writer.put_blob(metadata.encode(about)))
-    disks: list[LiveDisk] = []
-    for disk in vm.disks:
-        of = taken.of(disk.vdi)
-        if of is None:
-            _warn(session, vm, f"{disk.name} has no snapshot and is not part of this backup", disk.position)
-            continue
-        disks.append(LiveDisk(disk.position, disk.name, disk.vdi, disk.vdi_uuid, of))
-    found = [await _base(session, vm, disk, points, cbt_reasons) for disk in disks]
-    async with task_group() as group:
-        reads = [
-            group.create_task(
-                back_up_disk(session, vm.uuid, disk, base, full_read=vm.backup.full_read, keep_snapshot=keep_base)
-            )
-            for disk, base in zip(disks, found, strict=True)
-        ]
-    done: list[PointDisk] = [read.result() for read in reads]
+    about = await _describe(session, vm)
+    disks = _snapshotted(session, vm, taken)
+    if by_cbt:
+        done = await cbt.copy_disks(session, vm, disks, points, cbt_reasons, keep_base=keep_base)
+        ova_xml = None
+    else:
+        done, ova_xml = await xva.copy_vm(session, vm, taken, disks, points, keep_base=keep_base)
     return PointRecord(
         vm_uuid=vm.uuid,
         vm_name=vm.name,
@@ -120,27 +70,53 @@ async def _copy(
         schedule=session.schedule,
         strategy=vm.backup.strategy,
         snapshot_uuid=taken.uuid,
-        metadata=blob,
+        metadata=await _put_metadata(session, vm, about, taken, ova_xml),
         disks=done,
-    )
+    ), taken
 
 
-async def _base(
-    session: Session, vm: SelectedVm, disk: LiveDisk, points: Sequence[Point], cbt_reasons: dict[str, str]
-) -> Base | NoBase:
-    found = await find_base(session.pool, points, disk.vdi_uuid, disk.vdi)
-    base = settle(found, vm.backup.mode, cbt_reasons.get(disk.vdi))
-    if isinstance(base, NoBase) and vm.backup.mode == "incremental":
-        raise NoIncrementalError(
-            f"{vm.name}, disk {disk.position} ({disk.name}): the job allows incrementals only, and {base.reason}",
-            'run it with --full, or set mode = "auto"',
-        )
-    return base
+def _warn(session: Session, vm: SelectedVm, message: str, disk: str | None = None) -> None:
+    session.emit(Note(level="warning", vm=vm.uuid, disk=disk, message=message))
+
+
+async def _describe(session: Session, vm: SelectedVm) -> metadata.VmMetadata:
+    about = await metadata.collect(session.pool, vm.ref)
+    if about.vtpms.keys() - about.vtpm_contents.keys():
+        _warn(session, vm, "the TPM's contents are for the pool's root user only and are not in this backup")
+    return about
+
+
+async def _put_metadata(
+    session: Session,
+    vm: SelectedVm,
+    about: metadata.VmMetadata,
+    taken: snapshot.Snapshot,
+    ova_xml: bytes | None,
+) -> bytes:
+    """Store what was gathered, with the pool's own form of it: that of the export, or else asked for."""
+    if ova_xml is None:
+        ova_xml = await metadata.export_ova_xml(session.transfers, taken.ref)
+    complete = metadata.with_ova_xml(about, ova_xml)
+    if complete.ova_xml is None:
+        session.emit(Note(level="info", vm=vm.uuid, message="the pool gave no ova.xml; its records were saved"))
+    return await session.in_thread(lambda: session.writer.put_blob(metadata.encode(complete)))
+
+
+def _snapshotted(session: Session, vm: SelectedVm, taken: snapshot.Snapshot) -> list[LiveDisk]:
+    """The selected disks with their snapshots."""
+    disks: list[LiveDisk] = []
+    for disk in vm.disks:
+        of = taken.of(disk.vdi)
+        if of is None:
+            _warn(session, vm, f"{disk.name} has no snapshot and is not part of this backup", disk.position)
+            continue
+        disks.append(LiveDisk(disk.position, disk.name, disk.vdi, disk.vdi_uuid, of))
+    return disks
 
 
 async def _settle(session: Session, vm: SelectedVm, taken: snapshot.Snapshot, record: PointRecord) -> None:
     """After the commit: keep the new base if one is wanted, remove what it replaces. Failing here loses nothing."""
-    keep = {disk.snapshot_uuid for disk in record.disks if disk.snapshot_uuid}
+    keep = {uuid for disk in record.disks if (uuid := disk.snapshot_uuid or disk.base_snapshot)}
     try:
         if not keep:
             await snapshot.remove(session.pool, taken)

@@ -98,7 +98,7 @@ def _restore(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--job", metavar="JOB.toml", help="restore as a VM on the pool of this job")
     target.add_argument("--to", metavar="DIR", help="restore the disks to files in this folder")
-    parser.add_argument("--format", choices=("raw", "vhd"), help="of the files (--to); default: raw")
+    parser.add_argument("--format", choices=("raw", "vhd", "xva"), help="of the files (--to); default: raw")
     parser.add_argument("--disk", action="append", default=[], metavar="DISK", help="only this disk; repeatable")
     parser.add_argument("--sr", metavar="SR", help="where new disks go (--job): name or UUID")
     parser.add_argument("--name", metavar="NAME", help="the new VM's name (--job)")
@@ -110,6 +110,14 @@ def _restore(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="new MAC addresses or the original ones (--job); the default is new ones if the VM is still there",
+    )
+    parser.add_argument(
+        "--via",
+        choices=("auto", "api", "xva", "replay"),
+        help="how (--job): records and VHD streams, one XVA, or the last full's XVA and then what changed",
+    )
+    parser.add_argument(
+        "--template", action=argparse.BooleanOptionalAction, default=None, help="make a template (--job)"
     )
     _progress(parser)
     _json(parser)

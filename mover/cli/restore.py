@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Literal, cast
 
 import msgspec
 
@@ -12,10 +13,11 @@ from mover.cli.opening import job_of, store_of
 from mover.cli.runner import show
 from mover.errors import UsageError
 from mover.events import Emit, VmStarted
+from mover.job import Job, RestoreSection
 from mover.printable import printable
 from mover.report.view import open_view
 from mover.restore.files import Format, restore_to_files
-from mover.restore.options import RestoreOptions
+from mover.restore.options import RestoreOptions, Via
 from mover.restore.pool import restore_to_pool
 from mover.run import join_pool
 from mover.store import Point, Store
@@ -27,8 +29,8 @@ async def main(options: argparse.Namespace) -> int:
         _refuse_pool_options(options)
     elif options.format is not None:
         raise UsageError("--format is for restores to files (--to), not to a pool")
-    target = _pool_options(options)
     job = job_of(options.job) if options.job is not None else None
+    target = _pool_options(options, job)
     store = store_of(options.store)
     point = store.point(options.point)
     with open_view(options.progress, sys.stderr) as emit:
@@ -56,18 +58,26 @@ async def _to_files(
 
 
 def _refuse_pool_options(options: argparse.Namespace) -> None:
-    for name in ("sr", "name", "network", "new_macs"):
+    for name in ("sr", "name", "network", "new_macs", "via", "template"):
         if getattr(options, name) not in (None, []):
             raise UsageError(f"--{name.replace('_', '-')} is for restores to a pool (--job), not to files")
 
 
-def _pool_options(options: argparse.Namespace) -> RestoreOptions:
+def _pool_options(options: argparse.Namespace, job: Job | None) -> RestoreOptions:
     networks: dict[str, str] = {}
     for pair in options.network:
         old, equals, new = pair.partition("=")
         if not (old and equals and new):
             raise UsageError(f"--network takes OLD=NEW, not {pair}")
         networks[old] = new
+    said = job.restore if job is not None else RestoreSection()
+    via = cast(Literal["auto"] | Via, options.via or said.via)
     return RestoreOptions(
-        sr=options.sr, name=options.name, disks=tuple(options.disk), new_macs=options.new_macs, networks=networks
+        sr=options.sr,
+        name=options.name,
+        disks=tuple(options.disk),
+        new_macs=options.new_macs,
+        via=None if via == "auto" else via,
+        template=said.template if options.template is None else options.template,
+        networks=networks,
     )

@@ -57,8 +57,10 @@ async def outlook(
     pool: Pool, vm: SelectedVm, disk: SelectedDisk, points: Sequence[Point], vbds: Records, chunk_size: int
 ) -> DiskOutlook:
     """Say how `disk` would be read. `points` are the VM's, oldest first. Raises what `Pool.call` raises."""
+    if vm.backup.strategy == "xva":
+        return await _streamed(pool, vm, disk, points)
     endpoints = await live_endpoints(pool, disk.vdi)
-    found = await find_base(pool, points, disk.vdi_uuid, disk.vdi)
+    found = await find_base(pool, points, disk.vdi_uuid, disk.vdi, "log")
     base = settle(found, vm.backup.mode, None if disk.cbt else "CBT is off on this disk, the run turns it on")
     if isinstance(base, Base) and not endpoints:
         base = NoBase(NO_NBD, base.disk)
@@ -81,6 +83,33 @@ async def outlook(
     over_nbd = bool(endpoints) and (isinstance(base, Base) or vm.backup.full_read == "nbd")
     if isinstance(base, NoBase):
         to_read, estimate = _full(points, disk, over_nbd=over_nbd)
+    return _disk_outlook(disk, base, to_read, estimate, over_nbd=over_nbd)
+
+
+async def _streamed(pool: Pool, vm: SelectedVm, disk: SelectedDisk, points: Sequence[Point]) -> DiskOutlook:
+    """By strategy xva. How much a difference holds, only the export itself tells."""
+    base = settle(await find_base(pool, points, disk.vdi_uuid, disk.vdi, "data"), vm.backup.mode, None)
+    if isinstance(base, Base) and disk.size < base.disk.size:
+        base = NoBase(f"the disk shrank from {base.disk.size} to {disk.size} bytes", base.disk)
+    to_read, estimate = _guess(points, disk.vdi_uuid, "incremental" if isinstance(base, Base) else "full")
+    return _disk_outlook(disk, base, to_read, estimate, over_nbd=False)
+
+
+def together(disks: Sequence[DiskOutlook]) -> list[DiskOutlook]:
+    """The disks of a VM of strategy xva: an XVA holds all of them, so one that has no base makes all of them full."""
+    why = next((disk.reason for disk in disks if disk.mode == "full"), None)
+    reason = f"an XVA holds all disks, and of another one {why}"
+    return [
+        disk
+        if why is None or disk.mode == "full"
+        else msgspec.structs.replace(disk, mode="full", reason=reason, base_point=None, base_snapshot=None)
+        for disk in disks
+    ]
+
+
+def _disk_outlook(
+    disk: SelectedDisk, base: Base | NoBase, to_read: int | None, estimate: str, *, over_nbd: bool
+) -> DiskOutlook:
     return DiskOutlook(
         position=disk.position,
         name=disk.name,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mover.backup.base import bases
 from mover.backup.tags import Owner
 from mover.errors import StoreMissingError
-from mover.explain.outlook import DiskOutlook, VmOutlook, outlook
+from mover.explain.outlook import DiskOutlook, VmOutlook, outlook, together
 from mover.explain.snapshots import snapshots_of
 from mover.job import Job, Records, SelectedVm
 from mover.run import chosen_schedule, join_pool, refuse_unsupported, selected_of, with_mode
@@ -38,6 +38,8 @@ async def look_ahead(
     owner = None if store is None else Owner(job.name, store.config.store_id)
     chunk_size = job.store.chunk_size if store is None else store.chunk_size
     disks = [await outlook(pool, vm, disk, points, vbds, chunk_size) for disk in vm.disks]
+    if vm.backup.strategy == "xva":
+        disks = together(disks)
     return VmOutlook(
         uuid=vm.uuid,
         name=vm.name,

@@ -82,6 +82,7 @@ def _cross_checks(job: Job, raw: dict[str, Any]) -> list[Complaint]:
         if len(given) != 1:
             found = " and ".join(given) or "none"
             complaints.append(Complaint(("vms", index), found, "exactly one of name, uuid, tag, all = true"))
+    complaints += _useless_snapshots(job)
     names = [schedule.name for schedule in job.schedules]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -101,6 +102,19 @@ def _bucket_checks(store: dict[str, Any]) -> list[Complaint]:
         name = secrets[0] if secrets else "access-key-id"
         return [Complaint(("store", name), "one without the other", "access-key-id together with its secret")]
     return []
+
+
+def _useless_snapshots(job: Job) -> list[Complaint]:
+    """A CBT log is of no use to strategy xva: the pool makes differences of the data of two snapshots."""
+    found: list[Complaint] = []
+    for path, section in [(("backup",), job.backup), *((("vms", i), one) for i, one in enumerate(job.vms))]:
+        own = section.overrides if isinstance(section, SelectorSection) else {"strategy", "keep_snapshot"}
+        strategy = section.strategy if "strategy" in own else job.backup.strategy
+        keep = section.keep_snapshot if "keep_snapshot" in own else job.backup.keep_snapshot
+        if strategy == "xva" and keep == "metadata" and own & {"strategy", "keep_snapshot"}:
+            allowed = "with strategy xva: auto, data or none, because differences are made from a snapshot's data"
+            found.append(Complaint((*path, "keep-snapshot"), '"metadata"', allowed))
+    return found
 
 
 def _literal_secrets(raw: dict[str, Any]) -> list[Complaint]:

@@ -164,6 +164,19 @@ class HooksSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RestoreSection:
+    """[restore]: how `mover restore --job` makes VMs; its options win."""
+
+    via: str = key(
+        choice("auto", "api", "xva", "replay"),
+        "auto",
+        "api: the VM from its records, each disk as a VHD stream; xva: all of it as one XVA; replay: the XVA of the "
+        "last full, then what changed since; auto: xva for what strategy xva has backed up, else api",
+    )
+    template: bool = key(flag, False, "make templates instead of VMs")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LimitsSection:
     """[limits]: how much at once."""
 
@@ -223,6 +236,7 @@ class Job:
     vms: tuple[SelectorSection, ...] = key(many(SelectorSection), doc="")
     exclude: ExcludeSection = key(one(ExcludeSection), ExcludeSection, "")
     hooks: HooksSection = key(one(HooksSection), HooksSection, "")
+    restore: RestoreSection = key(one(RestoreSection), RestoreSection, "")
     limits: LimitsSection = key(one(LimitsSection), LimitsSection, "")
     schedules: tuple[ScheduleSection, ...] = key(many(ScheduleSection), (), "")
     retention: RetentionSection = key(one(RetentionSection), RetentionSection, "")

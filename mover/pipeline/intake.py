@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -12,7 +11,7 @@ from threading import Lock
 from mover.pipeline.low_water import LowWater
 from mover.store import Tree, Writer
 from protocol.extent import Extent
-from protocol.tasks import settled
+from protocol.tasks import in_thread
 
 
 @dataclass(slots=True)
@@ -60,9 +59,10 @@ class Intake:
 
         Returns when the view may be reused. Raises what the store raises (`StoreFullError` and the like).
         """
-        loop = asyncio.get_running_loop()
-        # A cancelled wait does not stop the thread, and the thread still reads the view: wait for it either way.
-        await settled(loop.run_in_executor(self._executor, self._seal, offset, view, wanted))
+        await in_thread(self._executor, self._seal, offset, view, wanted)
+        self._tell()
+
+    def _tell(self) -> None:
         now = time.monotonic()
         if now - self._reported >= self._interval:
             self._reported = now
@@ -82,6 +82,18 @@ class Intake:
                 counts.stored += sealed.stored
                 self._low_water.delivered(extent)
                 self._tree.advance(self._low_water.mark // self._chunk_size)
+
+    async def skip(self, extent: Extent) -> None:
+        """Nothing but zeros is in `extent`, and no base has anything there: it is delivered without being read."""
+        await in_thread(self._executor, self._skip, extent)
+        self._tell()
+
+    def _skip(self, extent: Extent) -> None:
+        with self._lock:
+            self.counts.done += extent.length
+            self.counts.zero += extent.length
+            self._low_water.delivered(extent)
+            self._tree.advance(self._low_water.mark // self._chunk_size)
 
     def finish(self) -> bytes:
         """Write what is left of the tree and return its root id. Blocking: call it in a worker thread.

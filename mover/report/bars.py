@@ -70,6 +70,7 @@ class Bars:
             case VmStarted():
                 self._names[event.vm] = event.name
             case DiskPlanned():
+                self._drop((event.vm, event.disk))  # a disk may be planned anew, where a first plan was refused
                 label = printable(f"{self._names.get(event.vm, event.vm)}/{event.disk} {event.mode}")
                 self._tasks[event.vm, event.disk] = self._progress.add_task(label, total=event.to_read)
             case DiskProgress():

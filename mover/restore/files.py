@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import hashlib
 import os
@@ -16,32 +15,36 @@ from typing import Literal
 from uuid import UUID
 
 from mover.backup.metadata import decode, encode
-from mover.errors import StoreDamagedError, TargetError, UsageError
+from mover.errors import NotFoundError, StoreDamagedError, TargetError, UsageError
 from mover.events import Emit
 from mover.restore.choice import choose_disks
-from mover.restore.fill import fill, is_filled
+from mover.restore.fill import Holds, fill, is_filled
 from mover.restore.layout import DiskContent, Layout, raw_layout, vhd_layout
+from mover.restore.ova import describe
 from mover.restore.progress import RestoreProgress
-from mover.store import DiskReader, Point, PointDisk, Store
+from mover.restore.xva import Content
+from mover.restore.xva_layout import xva_layout
+from mover.store import Point, PointDisk, Store
 from mover.units import format_size
 from protocol.arena import Arena
 from protocol.extent import total
+from protocol.tasks import in_thread
 from protocol.vhd import MAX_SIZE
 
 _SLOTS = 4
 _SLOT = 2 << 20
 _AGAIN = "the same command goes on where this one ended"
 
-Format = Literal["raw", "vhd"]
+Format = Literal["raw", "vhd", "xva"]
 LayoutOf = Callable[[DiskContent, int], Layout]
-# Formats with a file for each disk: another one is a layout more.
+# Formats with a file for each disk: another one is a layout more. An XVA holds them all.
 _LAYOUTS: dict[Format, LayoutOf] = {"raw": raw_layout, "vhd": vhd_layout}
 
 
 async def restore_to_files(
     store: Store, point: Point, directory: Path, *, disks: Sequence[str] = (), form: Format = "raw", emit: Emit
 ) -> list[Path]:
-    """Write disks of `point` as sparse raw files or dynamic VHDs into `directory`, and the VM's metadata beside them.
+    """Write disks of `point` as sparse raw files, dynamic VHDs or one XVA into `directory`, with the VM's metadata.
 
     `disks` are positions or names (empty: all). A file appears under its final name only when it is whole. What is
     there already counts: a file that is right is left as it is, one that an interrupted restore has left unfinished
@@ -67,6 +70,10 @@ async def restore_to_files(
     with ThreadPoolExecutor(threads, "restore") as executor:
         # Parts of whole chunks can be compared with their ids.
         work = _Work(store, point, Arena(threads, max(_SLOT, store.chunk_size)), executor, emit)
+        if form == "xva":
+            files.append(directory / f"{name}.xva")
+            await _restore_vm(work, chosen, files[0])
+            return files
         for disk in chosen:
             path = directory / f"{name}-{_file_name(disk.position)}.{form}"
             try:
@@ -142,10 +149,33 @@ class _Work:
 async def _restore_disk(work: _Work, disk: PointDisk, path: Path, layout_of: LayoutOf) -> None:
     """Leave alone a file that is right already; otherwise go on with the unfinished one, then give it its name."""
     reader = work.store.disk(disk.root, disk.size)
-    loop = asyncio.get_running_loop()
-    extents = await loop.run_in_executor(work.executor, lambda: list(reader.extents()))
+    extents = await in_thread(work.executor, lambda: list(reader.extents()))
     layout = layout_of(DiskContent(disk.size, extents, _unique_id(work.point, disk)), work.arena.slot_size)
     progress = RestoreProgress(work.point.record.vm_uuid, disk, total(extents), work.emit)
+    await _restore_file(work, path, layout, reader, progress)
+
+
+async def _restore_vm(work: _Work, disks: Sequence[PointDisk], path: Path) -> None:
+    """The disks in one XVA, with everything else that a pool needs to make the VM of it."""
+    point = work.point
+    if not point.record.metadata:
+        raise NotFoundError(f"the point {point.id} has no metadata to make an XVA of", "--format raw needs none")
+    saved = decode(work.store.get_blob(point.record.metadata))
+    ova, ids = describe(saved, disks, point.record.vm_name)
+    contents = {ids[disk.position]: await in_thread(work.executor, _content, work.store, disk) for disk in disks}
+    layout, content, data = await in_thread(work.executor, xva_layout, ova, contents)
+    size = sum(disk.size for disk in disks)
+    whole = PointDisk(position="xva", name=path.name, vdi_uuid="", size=size, root=b"")
+    progress = RestoreProgress(point.record.vm_uuid, whole, data, work.emit)
+    await _restore_file(work, path, layout, content, progress)
+
+
+def _content(store: Store, disk: PointDisk) -> Content:
+    reader = store.disk(disk.root, disk.size)
+    return Content(reader, list(reader.extents()))
+
+
+async def _restore_file(work: _Work, path: Path, layout: Layout, reader: Holds, progress: RestoreProgress) -> None:
     unfinished = path.with_name(path.name + ".partial")
     try:
         if await _is_there(work, path, layout, reader, progress):
@@ -155,13 +185,13 @@ async def _restore_disk(work: _Work, disk: PointDisk, path: Path, layout_of: Lay
             with _only_ours(unfinished) as descriptor:
                 await fill(descriptor, layout, reader, work.arena, work.executor, progress)
                 unfinished.rename(path)
-                await loop.run_in_executor(work.executor, _sync_folder, path.parent)
+                await in_thread(work.executor, _sync_folder, path.parent)
     except OSError as error:
         raise TargetError(f"cannot write {unfinished}: {error.strerror}", _AGAIN) from error
     progress.finish()
 
 
-async def _is_there(work: _Work, path: Path, layout: Layout, reader: DiskReader, progress: RestoreProgress) -> bool:
+async def _is_there(work: _Work, path: Path, layout: Layout, reader: Holds, progress: RestoreProgress) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

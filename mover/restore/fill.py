@@ -15,11 +15,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from mover.restore.layout import Given, Layout, Stored
+from mover.restore.layout import Checked, Given, Layout, Part
 from mover.restore.progress import RestoreProgress
-from mover.store import DiskReader
 from protocol.arena import Arena
 from protocol.extent import Extent, split, total
 from protocol.tasks import settled, task_group
@@ -32,6 +31,18 @@ _PIECES = 64
 _Result = TypeVar("_Result")
 
 
+class Holds(Protocol):
+    """What the parts of a layout are parts of."""
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """See `mover.store.DiskReader`."""
+        ...
+
+    def differing(self, offset: int, view: memoryview) -> list[Extent]:
+        """See `mover.store.DiskReader`."""
+        ...
+
+
 class _DifferentError(Exception):
     """The file does not hold what it should."""
 
@@ -42,16 +53,15 @@ class Filled:
 
     descriptor: int
     layout: Layout
-    reader: DiskReader
+    reader: Holds
     fresh: bool
     write: bool
 
-    def settle(self, part: Stored | Given, room: memoryview) -> int:
+    def settle(self, part: Part, room: memoryview) -> int:
         """Look after one part; the number of bytes that were read from the store for it."""
         there = not self.fresh and _has_data(self.descriptor, part.at, part.length)
         if isinstance(part, Given):
-            if not there or os.pread(self.descriptor, part.length, part.at) != part.data:
-                self._put(memoryview(part.data), part.at)
+            self._settle_given(part, there=there)
             return 0
         extent = part.extent
         view = room[: extent.length]
@@ -64,7 +74,13 @@ class Filled:
             at = piece.offset - extent.offset
             self.reader.read_into(piece.offset, view[at : at + piece.length])
             self._put(view[at : at + piece.length], part.at + at)
+        if isinstance(part, Checked):
+            self._settle_given(Given(part.at + extent.length, part.tail(view)), there=there)
         return total(wrong)
+
+    def _settle_given(self, part: Given, *, there: bool) -> None:
+        if not there or os.pread(self.descriptor, part.length, part.at) != part.data:
+            self._put(memoryview(part.data), part.at)
 
     def stale(self) -> Iterator[Extent]:
         """What lies between the parts and is no hole, in pieces of at most 1 MiB; an empty one for each gap."""
@@ -97,7 +113,7 @@ class Filled:
 async def fill(
     descriptor: int,
     layout: Layout,
-    reader: DiskReader,
+    reader: Holds,
     arena: Arena,
     executor: Executor,
     progress: RestoreProgress,
@@ -115,7 +131,7 @@ async def fill(
 async def is_filled(
     descriptor: int,
     layout: Layout,
-    reader: DiskReader,
+    reader: Holds,
     arena: Arena,
     executor: Executor,
     progress: RestoreProgress,
@@ -143,13 +159,13 @@ async def _go_through(filled: Filled, arena: Arena, executor: Executor, progress
 
 
 async def _carry(
-    filled: Filled, parts: Iterator[Stored | Given], arena: Arena, executor: Executor, progress: RestoreProgress
+    filled: Filled, parts: Iterator[Part], arena: Arena, executor: Executor, progress: RestoreProgress
 ) -> None:
     for part in parts:
         async with arena.slot() as slot:
             read = await _in_thread(executor, partial(filled.settle, part, slot))
-        if isinstance(part, Stored):
-            progress.add(part.length, found=part.length - read)
+        if not isinstance(part, Given):
+            progress.add(part.extent.length, found=part.extent.length - read)
 
 
 async def _in_thread(executor: Executor, work: Callable[[], _Result]) -> _Result:

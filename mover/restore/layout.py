@@ -1,4 +1,4 @@
-"""How a disk lies in a file of each format that holds one disk: the same content is always the same file."""
+"""How content lies in a file: of a format that holds one disk. The same content is always the same file."""
 
 from __future__ import annotations
 
@@ -33,11 +33,27 @@ class Given(NamedTuple):
         return len(self.data)
 
 
+class Checked(NamedTuple):
+    """From byte `at` of the file on: this part of the disk, then the `tail_length` bytes that `tail` makes of it."""
+
+    at: int
+    extent: Extent
+    tail: Callable[[memoryview], bytes]
+    tail_length: int
+
+    @property
+    def length(self) -> int:
+        return self.extent.length + self.tail_length
+
+
+Part = Stored | Given | Checked
+
+
 class Layout(NamedTuple):
     """A file of `length` bytes: what `parts` gives, in order of the file; everything else in it is zeros."""
 
     length: int
-    parts: Callable[[], Iterator[Stored | Given]]
+    parts: Callable[[], Iterator[Part]]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ class Release:
     """A product release as far as a backup client can tell.
 
     `api` is host.API_version; `cbt` whether CBT and NBD exist (API 2.8); `snapshot_ignores_disks` whether
-    VM.snapshot takes its third parameter (21.4.0); `quiesce` whether snapshot_with_quiesce is still there (API < 2.14).
+    VM.snapshot takes its third parameter (21.4.0); `quiesce` whether snapshot_with_quiesce is still there (API < 2.14);
+    `xva_checksum` what stands beside the blocks of an XVA (xxhash since 8.1).
     """
 
     brand: str
@@ -22,12 +23,17 @@ class Release:
     cbt: bool = True
     snapshot_ignores_disks: bool = True
     quiesce: bool = False
+    xva_checksum: Literal["xxhash", "sha1"] = "xxhash"
 
 
 XCP_NG_8_3 = Release("XCP-ng", "8.3.0", "3.4.0", (2, 21))
 XCP_NG_8_2 = Release("XCP-ng", "8.2.1", "3.2.1", (2, 16), snapshot_ignores_disks=False)
-XENSERVER_7_6 = Release("XenServer", "7.6.0", "2.7.0", (2, 11), snapshot_ignores_disks=False, quiesce=True)
-XENSERVER_7_1 = Release("XenServer", "7.1.0", "2.3.0", (2, 5), cbt=False, snapshot_ignores_disks=False, quiesce=True)
+XENSERVER_7_6 = Release(
+    "XenServer", "7.6.0", "2.7.0", (2, 11), snapshot_ignores_disks=False, quiesce=True, xva_checksum="sha1"
+)
+XENSERVER_7_1 = Release(
+    "XenServer", "7.1.0", "2.3.0", (2, 5), cbt=False, snapshot_ignores_disks=False, quiesce=True, xva_checksum="sha1"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Options:
     `linger`: how long a control domain keeps a disk attached after an NBD client left.
     `durations`: seconds a method takes ("VM.snapshot"), during which its object is busy.
     `local_sr`: also make an SR that only the last host sees.
+    `xva_keep_alive`: exports of VMs hold an empty block in each run of zeros, as if it had taken seconds to read.
     """
 
     hosts: int = 2
@@ -60,4 +67,5 @@ class Options:
     session_idle: float = 86_400.0
     sessions_per_originator: int = 500
     head_timeout: float = 60.0
+    xva_keep_alive: bool = False
     name: str = "simulated pool"

@@ -29,15 +29,32 @@ _EMPTIED: Record = {
 _BLOCK = 512
 
 
+TAR_END = bytes(2 * _BLOCK)
+
+
 def export_metadata(database: Database, vm: str, ids: count[int]) -> bytes:
     """The tar of one VM. `ids` gives the numbers of the references in it: they are counted over a server's life."""
-    xml = encode_value(_document(database, vm, ids)).encode()
-    return _tar_header("ova.xml", len(xml)) + xml + bytes(-len(xml) % _BLOCK) + bytes(2 * _BLOCK)
+    names = short_names(database, vm, ids)
+    return member("ova.xml", ova_xml(database, vm, names, {})) + TAR_END
 
 
-def _document(database: Database, vm: str, ids: count[int]) -> Value:
-    objects = _objects(database, vm)
-    names = {ref: f"Ref:{next(ids)}" for _, ref in objects}
+def short_names(database: Database, vm: str, ids: count[int]) -> dict[str, str]:
+    """By reference, what the objects of an export are called in it."""
+    return {ref: f"Ref:{next(ids)}" for _, ref in _objects(database, vm)}
+
+
+def ova_xml(database: Database, vm: str, names: dict[str, str], of_vm: Record) -> bytes:
+    """The document of one VM; `of_vm` are fields of it that an export changes."""
+    return encode_value(_document(database, vm, names, of_vm)).encode()
+
+
+def member(name: str, content: bytes, moment: int | None = None) -> bytes:
+    """A file of a tar. `moment` is in seconds since 1970, now if it is None."""
+    return _tar_header(name, len(content), moment) + content + bytes(-len(content) % _BLOCK)
+
+
+def _document(database: Database, vm: str, names: dict[str, str], of_vm: Record) -> Value:
+    objects = [(cls, ref, _exported(database, cls, ref, vm, of_vm)) for cls, ref in _objects(database, vm)]
     software = database.get("host", next(r["master"] for _, r in database.items("pool")))["software_version"]
     version = {
         "hostname": software.get("hostname", ""),
@@ -52,10 +69,21 @@ def _document(database: Database, vm: str, ids: count[int]) -> Value:
     return {
         "version": version,
         "objects": [
-            {"class": cls, "id": names[ref], "snapshot": _sanitised(cls, database.get(cls, ref), names)}
-            for cls, ref in objects
+            {"class": cls, "id": names[ref], "snapshot": _sanitised(cls, record, names)} for cls, ref, record in objects
         ],
     }
+
+
+def _exported(database: Database, cls: str, ref: str, vm: str, of_vm: Record) -> Record:
+    record = database.get(cls, ref)
+    if cls == "VM" and ref == vm:
+        return record | of_vm
+    if cls == "VTPM":
+        # Not the record of the API: the contents are in it (importexport.ml).
+        fields = ("VM", "is_unique", "is_protected", "uuid")
+        contents = {"vTPM'_content": database.blobs.get(record["uuid"], "")}
+        return {f"vTPM'_{name}": record[name] for name in fields} | contents
+    return record
 
 
 def _objects(database: Database, vm: str) -> list[tuple[str, str]]:
@@ -90,10 +118,11 @@ def _renamed(value: Value, names: dict[str, str]) -> Value:
     return value
 
 
-def _tar_header(name: str, size: int) -> bytes:
+def _tar_header(name: str, size: int, moment: int | None) -> bytes:
     header = bytearray(_BLOCK)
     header[: len(name)] = name.encode()
-    moment = int(datetime.now(UTC).timestamp())
+    if moment is None:
+        moment = int(datetime.now(UTC).timestamp())
     for at, text in ((100, b"0000400\0"), (108, b"0000000\0"), (116, b"0000000\0")):
         header[at : at + 8] = text
     header[124:136] = f"{size:011o}\0".encode()

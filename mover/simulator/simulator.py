@@ -51,6 +51,7 @@ from mover.simulator.vm_snapshot import (
     VmCopyCalls,
     VmSnapshotCalls,
 )
+from mover.simulator.vm_transfers import VmTransferHandlers
 from mover.simulator.vtpm import VtpmCalls
 
 _STATE = "pool.json"
@@ -87,7 +88,10 @@ class _HostServers:
             host=number,
         )
         RpcEndpoints(dispatcher, self._caller, self._early).add_to(self._routes)
-        TransferHandlers(pool, host, self.attachments, count(1)).add_to(self._routes)
+        ids = count(1)
+        transfers = TransferHandlers(pool, host, self.attachments, ids)
+        transfers.add_to(self._routes)
+        VmTransferHandlers(pool, host, self.attachments, ids, transfers).add_to(self._routes)
         self.http = HttpServer(
             self._routes, pool.group, pool.options.head_timeout, lambda: number in pool.faults.hosts_down
         )

@@ -21,7 +21,7 @@ from mover.simulator.http import Connection, HangUpError, Request, Routes, page,
 from mover.simulator.ova import export_metadata
 from mover.simulator.pool import Host, Pool
 from mover.simulator.storage import StorageError
-from mover.simulator.values import NULL
+from mover.simulator.values import NULL, Value
 from mover.simulator.vdi import create_disk, refresh_disk
 from mover.simulator.vdi_stream import StreamError
 from protocol.vhd import MAX_SIZE
@@ -48,13 +48,13 @@ class TransferHandlers:
 
     def add_to(self, routes: Routes) -> None:
         """Serve them."""
-        routes.add("GET", "/export_raw_vdi", self._authenticated(self._export_vdi))
-        routes.add("PUT", "/import_raw_vdi", self._authenticated(self._import_vdi))
-        routes.add("GET", "/export_metadata", self._authenticated(self._export_metadata))
+        routes.add("GET", "/export_raw_vdi", self.authenticated(self._export_vdi))
+        routes.add("PUT", "/import_raw_vdi", self.authenticated(self._import_vdi))
+        routes.add("GET", "/export_metadata", self.authenticated(self._export_metadata))
 
-    # -- who and where -----------------------------------------------------------------------------------------------
+    # -- who and where, for these handlers and those of whole VMs ------------------------------------------------------
 
-    def _authenticated(
+    def authenticated(
         self, handler: Callable[[Request, Connection, str], Awaitable[None]]
     ) -> Callable[[Request, Connection], Awaitable[bool]]:
         async def handle(request: Request, connection: Connection) -> bool:
@@ -75,7 +75,7 @@ class TransferHandlers:
     def _caller(self, request: Request) -> _Caller | None:
         """Cookie, then query, then basic authentication."""
         sessions = self._pool.sessions
-        session = _parameter(request, "session_id")
+        session = parameter(request, "session_id")
         if session is not None:
             return _Caller(session, False) if sessions.alive(session) else None
         scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
@@ -89,7 +89,7 @@ class TransferHandlers:
             return None
         return _Caller(sessions.open(username, "HTTP basic", self._host.ref), True)
 
-    async def _elsewhere(self, request: Request, connection: Connection, sr: str) -> bool:
+    async def elsewhere(self, request: Request, connection: Connection, sr: str) -> bool:
         """Send the client to a host that sees the SR, if this one does not. The task is left alone."""
         seeing = self._pool.hosts_seeing(sr)
         if self._host in seeing:
@@ -101,45 +101,40 @@ class TransferHandlers:
         await respond(connection, "302 Found", headers={"Location": location})
         return True
 
-    def _adopt(self, request: Request, label: str, session: str) -> str:
+    def adopt(self, request: Request, label: str, session: str) -> str:
         """The client's task, or one of our own."""
-        task = _parameter(request, "task_id")
+        task = parameter(request, "task_id")
         if task is not None and self._pool.database.exists("task", task):
             return task
         return self._pool.tasks.create(label, "", session, self._host.ref)
 
-    # -- the handlers ------------------------------------------------------------------------------------------------
+    # -- the handlers --------------------------------------------------------------------------------------------------
 
     async def _export_vdi(self, request: Request, connection: Connection, session: str) -> None:
         database = self._pool.database
-        vdi = database.by_ref_or_uuid("VDI", _parameter(request, "vdi") or "")
-        if await self._elsewhere(request, connection, database.get("VDI", vdi)["SR"]):
+        vdi = database.by_ref_or_uuid("VDI", parameter(request, "vdi") or "")
+        if await self.elsewhere(request, connection, database.get("VDI", vdi)["SR"]):
             return
-        task = self._adopt(request, "Export raw VDI", session)
-        format = _parameter(request, "format") or "raw"
+        task = self.adopt(request, "Export raw VDI", session)
+        format = parameter(request, "format") or "raw"
         if format not in _TYPES:
             await self._unknown_format(connection, task, format)
             return
         uuid = database.get("VDI", vdi)["uuid"]
         name = f'attachment; filename="{uuid}.{format}"'
-        await _begin(connection, task, {"content-type": _TYPES[format], "content-disposition": name})
+        await begin(connection, task, {"content-type": _TYPES[format], "content-disposition": name})
 
         async def send(fault: HttpFault | None) -> None:
-            if fault is not None:
-                connection.tap = _Tap(connection, fault).pass_on
             async with self._attachments.attached(vdi, task=task):
                 if format == "raw":
                     await vdi_stream.export_raw(self._pool.disks, uuid, connection)
                 else:
                     await vdi_stream.export_vhd(self._pool.disks, uuid, self._base(request), connection)
 
-        try:
-            await self._transfer(request, task, vdi, send, "")
-        finally:
-            connection.tap = None
+        await self.transfer(request, task, vdi, send, "", connection)
 
     def _base(self, request: Request) -> str | None:
-        base = _parameter(request, "base")
+        base = parameter(request, "base")
         if base is None:
             return None
         record = self._pool.database.get("VDI", self._pool.database.by_ref_or_uuid("VDI", base))
@@ -150,19 +145,19 @@ class TransferHandlers:
 
     async def _import_vdi(self, request: Request, connection: Connection, session: str) -> None:
         database = self._pool.database
-        named = _parameter(request, "vdi")
-        sr = self._repository(request) if named is None else None
+        named = parameter(request, "vdi")
+        sr = self.repository(request) if named is None else None
         vdi = database.by_ref_or_uuid("VDI", named or "") if sr is None else NULL
-        if await self._elsewhere(request, connection, sr or database.get("VDI", vdi)["SR"]):
+        if await self.elsewhere(request, connection, sr or database.get("VDI", vdi)["SR"]):
             return
-        task = self._adopt(request, "Import raw VDI", session)
+        task = self.adopt(request, "Import raw VDI", session)
         encoding = request.headers.get("transfer-encoding")
         if encoding is not None:
             self._pool.tasks.fail(task, Failure("INTERNAL_ERROR", f"Cannot handle encoding: {encoding}"))
             await respond(connection, "404 Not Found", page("Not found"), version="HTTP/1.0")
             return
-        format = _parameter(request, "format") or "raw"
-        framed = _parameter(request, "chunked") is not None
+        format = parameter(request, "format") or "raw"
+        framed = parameter(request, "chunked") is not None
         if format not in _TYPES or (framed and format != "raw"):
             await self._unknown_format(connection, task, format)
             return
@@ -171,13 +166,13 @@ class TransferHandlers:
                 await self._no_target(connection, task, format)
                 return
             vdi = self._new_disk(sr, request.content_length)
-        await _begin(connection, task, {})
+        await begin(connection, task, {})
         uuid = database.get("VDI", vdi)["uuid"]
         # Without a length the trailing footer is looked for at the end of the device, and not found.
         length = request.content_length if request.content_length is not None else self._pool.disks.size(uuid)
 
         async def receive(fault: HttpFault | None) -> None:
-            body = _Body(connection, fault)
+            body = Body(connection, fault)
             async with self._attachments.attached(vdi, writable=True, task=task):
                 if self._pool.faults.sr_full:
                     raise storage_failure(44, "There is insufficient space")
@@ -188,13 +183,13 @@ class TransferHandlers:
                 else:
                     await vdi_stream.import_vhd(self._pool.disks, uuid, body, length)
 
-        await self._transfer(request, task, vdi, receive, vdi)
+        await self.transfer(request, task, vdi, receive, vdi)
         refresh_disk(self._pool, vdi)
 
-    def _repository(self, request: Request) -> str | None:
+    def repository(self, request: Request) -> str | None:
         """Where a disk is to be made, if the request names a repository instead of a disk."""
         database = self._pool.database
-        named = _parameter(request, "sr_id") or _parameter(request, "sr_uuid")
+        named = parameter(request, "sr_id") or parameter(request, "sr_uuid")
         return None if named is None else database.by_ref_or_uuid("SR", named)
 
     def _new_disk(self, sr: str, length: int) -> str:
@@ -216,8 +211,8 @@ class TransferHandlers:
 
     async def _export_metadata(self, request: Request, connection: Connection, session: str) -> None:
         database = self._pool.database
-        vm = database.by_ref_or_uuid("VM", _parameter(request, "ref") or _parameter(request, "uuid") or "")
-        task = self._adopt(request, "Export metadata", session)
+        vm = database.by_ref_or_uuid("VM", parameter(request, "ref") or parameter(request, "uuid") or "")
+        task = self.adopt(request, "Export metadata", session)
         archive = export_metadata(database, vm, self._ids)
         headers = {"task-id": task, "content-disposition": 'attachment; filename="export.xva"'}
         await respond(
@@ -229,20 +224,27 @@ class TransferHandlers:
         self._pool.tasks.fail(task, Failure("INTERNAL_ERROR", f"Unknown format {format}"))
         await respond(connection, "404 Not Found", page("Not found"), version="HTTP/1.0")
 
-    # -- how it ends -------------------------------------------------------------------------------------------------
+    # -- how it ends ---------------------------------------------------------------------------------------------------
 
-    async def _transfer(
+    async def transfer(
         self,
         request: Request,
         task: str,
         vdi: str,
-        work: Callable[[HttpFault | None], Awaitable[None]],
-        result: str,
+        work: Callable[[HttpFault | None], Awaitable[object]],
+        result: Value | None,
+        answer: Connection | None = None,
     ) -> None:
-        """Do the work and complete the task; a failure is raised once more, to be written into the body."""
+        """Do the work and complete the task; a failure is raised once more, to be written into the body.
+
+        With `result` None, what the work returns is the task's. What the work writes to `answer` goes wrong as a fault
+        says.
+        """
         fault = self._pool.faults.take_http(request.path.strip("/"))
+        if answer is not None and fault is not None:
+            answer.tap = Tap(answer, fault).pass_on
         try:
-            await work(fault)
+            done = await work(fault)
         except Failure as failure:
             self._pool.tasks.fail(task, failure)
             raise
@@ -255,17 +257,20 @@ class TransferHandlers:
         except HangUpError:
             self._pool.tasks.fail(task, _IO_ERROR)
             raise
+        finally:
+            if answer is not None:
+                answer.tap = None
         if fault is not None and fault.kind == "task":
             self._pool.tasks.fail(task, Failure(fault.code, *fault.params))
         else:
-            self._pool.tasks.succeed(task, result)
+            self._pool.tasks.succeed(task, done if result is None else result)
 
     def _failed(self, task: str, failure: Failure) -> Failure:
         self._pool.tasks.fail(task, failure)
         return failure
 
 
-class _Tap:
+class Tap:
     """Lets the first bytes of a body through, then goes wrong."""
 
     def __init__(self, connection: Connection, fault: HttpFault) -> None:
@@ -288,7 +293,7 @@ class _Tap:
         raise Failure(self._fault.code, *self._fault.params)
 
 
-class _Body:
+class Body:
     """The body of an upload, until it goes wrong."""
 
     def __init__(self, connection: Connection, fault: HttpFault | None) -> None:
@@ -320,13 +325,13 @@ class _Body:
         raise Failure(fault.code, *fault.params)
 
 
-async def _begin(connection: Connection, task: str, headers: dict[str, str]) -> None:
+async def begin(connection: Connection, task: str, headers: dict[str, str], version: str = "HTTP/1.1") -> None:
     """The head of an answer whose end is the close."""
     fields = {"task-id": task, "connection": "close", "cache-control": "no-cache, no-store"} | headers
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    await connection.write(f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode("latin-1"))
+    await connection.write(f"{version} 200 OK\r\n{lines}\r\n".encode("latin-1"))
 
 
-def _parameter(request: Request, name: str) -> str | None:
+def parameter(request: Request, name: str) -> str | None:
     """Cookies come before the query."""
     return request.cookies.get(name) or request.query.get(name)

@@ -24,8 +24,9 @@ class PointDisk(msgspec.Struct, frozen=True, kw_only=True):
     """One disk of a restore point: `root` and `size` (bytes) are its content, the rest says how it came about.
 
     `changed` is bytes of chunks that differ from the point before, `read` what crossed the wire, `zero`, `known` and
-    `new` what became of the chunks read, `stored` what the packs grew by. `snapshot_uuid` is the snapshot that an
-    incremental can start from.
+    `new` what became of the chunks read, `stored` what the packs grew by. `snapshot_uuid` is the snapshot of this
+    state, if an incremental can start from it; `base_snapshot` that of an earlier state, if this one was read as what
+    differs from it and the next incremental will be, too.
     """
 
     position: str
@@ -36,6 +37,7 @@ class PointDisk(msgspec.Struct, frozen=True, kw_only=True):
     mode: Literal["full", "incremental"] = "full"
     reason: str | None = None
     snapshot_uuid: str | None = None
+    base_snapshot: str | None = None
     changed: int = 0
     read: int = 0
     zero: int = 0

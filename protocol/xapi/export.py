@@ -44,6 +44,13 @@ class ExportStream:
         self.received += len(piece)
         return piece
 
+    async def read_view(self) -> memoryview:
+        """Take the next bytes as they came, without a copy; empty at the end. Raises as `read` does."""
+        view = self._ahead or memoryview(await self._next())
+        self._ahead = memoryview(b"")
+        self.received += len(view)
+        return view
+
     async def readinto(self, view: memoryview) -> int:
         """Fill `view` and return how much of it; less than all only at the end. Raises as `read` does."""
         filled = 0

@@ -20,9 +20,16 @@ INACTIVITY = 30 * 60.0
 # The metadata of a VM is tens of KB; its snapshots add as much each.
 MAX_METADATA = 64 << 20
 
+# The two blocks of zeros at the end of a tar. The server stops reading before them (xen-api ocaml/xapi/import.ml).
+_TAR_END = 1024
+
 _EXPORT = "/export_raw_vdi"
 _IMPORT = "/import_raw_vdi"
+_EXPORT_VM = "/export"
+_IMPORT_VM = "/import"
 _METADATA = "/export_metadata"
+
+Compression = Literal["none", "gzip", "zstd"]
 
 
 class Transfers:
@@ -47,6 +54,16 @@ class Transfers:
         if format == "raw" and length is None:
             length = int(await self._pool.call("VDI.get_virtual_size", vdi))
         async with self._download(_EXPORT, query, f"export of VDI {vdi}", length) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def export_vm(self, ref: str, *, compression: Compression = "none") -> AsyncIterator[ExportStream]:
+        """Download a halted VM or a snapshot with all its disks: an XVA, compressed by the host if asked for.
+
+        What is read counts only after `ExportStream.finish`. Raises as `export_vdi` does.
+        """
+        query = {"ref": ref} | ({} if compression == "none" else {"use_compression": compression})
+        async with self._download(_EXPORT_VM, query, f"export of VM {ref}", None) as stream:
             yield stream
 
     async def export_metadata(self, ref: str, *, snapshots: bool = False) -> bytes:
@@ -82,17 +99,42 @@ class Transfers:
         query = {"vdi": vdi, "format": format} | ({"chunked": "true"} if chunked else {})
         what = f"import into VDI {vdi}"
         async with own_task(self._pool, _IMPORT, what) as task:
-            await self._upload(query, task, what, length, body)
+            await self._upload(_IMPORT, query, task, what, length, body)
             await task.success()
 
+    async def import_vm(
+        self, *, sr: str, length: int, body: AsyncIterator[Piece], restore: bool = False, force: bool = False
+    ) -> list[str]:
+        """Upload an XVA of exactly `length` bytes, its disks into the SR with the ref `sr`; the refs of the VMs made.
+
+        `restore` keeps UUIDs and MAC addresses. About `body`, and what is raised, see `import_vdi`.
+        """
+        query = {"sr_id": sr} | ({"restore": "true"} if restore else {}) | ({"force": "true"} if force else {})
+        what = f"import of a VM into SR {sr}"
+        async with own_task(self._pool, _IMPORT_VM, what) as task:
+            await self._upload(_IMPORT_VM, query, task, what, length, body, unread=_TAR_END)
+            result = await task.success()
+        if not isinstance(result, list) or not all(isinstance(ref, str) for ref in result):
+            raise TransferError(what, f"the server's answer names no VMs: {result!r}")
+        return result
+
     async def _upload(
-        self, query: Mapping[str, str], task: OwnTask, what: str, length: int, body: AsyncIterator[Piece]
+        self,
+        path: str,
+        query: Mapping[str, str],
+        task: OwnTask,
+        what: str,
+        length: int,
+        body: AsyncIterator[Piece],
+        *,
+        unread: int = 0,
     ) -> None:
+        """Send `body`; the server may hang up before the last `unread` bytes if the task then succeeds."""
         loop = asyncio.get_running_loop()
         limit = asyncio.timeout(self._http.inactivity)
         upload = Upload(what, length, body, lambda: limit.reschedule(loop.time() + self._http.inactivity))
         try:
-            async with limit, self._http.request("PUT", _IMPORT, query, task.ref, what, upload) as response:
+            async with limit, self._http.request("PUT", path, query, task.ref, what, upload) as response:
                 task.on_failure(response.content.set_exception)
                 upload.on_error = response.content.set_exception
                 upload.answered()
@@ -110,7 +152,8 @@ class Transfers:
         if not upload.complete:
             lost = TransferError(what, f"the server hung up after {upload.sent} of {length} bytes")
             await task.success_after(lost)
-            raise lost
+            if upload.sent < length - unread:
+                raise lost
 
     @asynccontextmanager
     async def _download(

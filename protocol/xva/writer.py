@@ -91,6 +91,10 @@ class XvaWriter:
         header = build_header(_name(ref, number) + EXTENSIONS[self.checksum], len(text))
         return header + text + self.block_padding(len(text))
 
+    def tail_length(self, length: int) -> int:
+        """Bytes of padding and tail behind a block of `length` bytes."""
+        return padded(length) - length + 2 * RECORD
+
     def trailer(self) -> bytes:
         """What ends the archive."""
         return END

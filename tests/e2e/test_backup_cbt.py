@@ -61,6 +61,22 @@ async def test_an_incremental_reads_and_stores_the_dirty_granules(tmp_path: Path
         assert await here.restored(here.store.points()[-1]) == [state]
 
 
+@pytest.mark.parametrize("full_read", ["nbd", "raw"])
+@pytest.mark.parametrize("chunk", ["256KiB", "4MiB"])
+async def test_other_chunk_sizes(tmp_path: Path, chunk: str, full_read: str):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", [21 * MiB, 3 * MiB]))
+        fill_some(here, vdis)
+        text = here.job_text(f'[backup]\nfull-read = "{full_read}"\n')
+        job = parse_job(text.replace("[store]", f'[store]\nchunk-size = "{chunk}"'), "job.toml", "test")
+        for _ in range(2):
+            state = [here.content(vdi) for vdi in vdis]
+            assert (await here.run(job)).exit_code == 0
+            assert await here.restored(here.store.points()[-1]) == state
+            here.simulator.guest(vdis[0]).scatter(3, 8192)
+        assert list(here.store.verify(deep=True)) == []
+
+
 async def test_an_unchanged_disk_costs_nothing(tmp_path: Path):
     async with site(tmp_path) as here:
         vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))

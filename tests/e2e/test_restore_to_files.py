@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,7 +281,7 @@ async def test_a_store_of_large_chunks(tmp_path: Path) -> None:
             0, b"".join(writer.seal(memoryview(data)[at : at + 4 * MiB]).ids for at in range(0, len(data), 4 * MiB))
         )
         writer.commit(point_of(tree.finish(), len(data), vm="web"))
-    for form in typing.get_args(Format):
+    for form in ("raw", "vhd"):
         for _ in range(2):
             done = await restore(large, tmp_path / form, form)
             assert content(done.files[0], tmp_path) == data

@@ -1,0 +1,78 @@
+"""Strategy `cbt`: changed blocks, each disk by itself, over NBD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mover.backup.base import Base, NoBase, find_base, settle
+from mover.backup.copy import LiveDisk
+from mover.backup.disk import back_up_disk
+from mover.backup.session import Session
+from mover.errors import NoIncrementalError
+from mover.events import Note
+from mover.job import SelectedVm
+from mover.store import Point, PointDisk
+from protocol.errors import XapiError
+from protocol.tasks import task_group
+
+
+async def enable_cbt(session: Session, vm: SelectedVm) -> dict[str, str]:
+    """Turn CBT on where it is off, before the snapshot. Returns, by VDI, why it was off or cannot be turned on."""
+    reasons: dict[str, str] = {}
+    for disk in vm.disks:
+        if disk.cbt:
+            continue
+        try:
+            await session.pool.run("VDI.enable_cbt", disk.vdi)
+            # A snapshot taken before the log exists has none, and the incremental after it would fail.
+            if not await session.pool.call("VDI.get_cbt_enabled", disk.vdi):
+                raise XapiError("CBT_NOT_ENABLED", [disk.vdi_uuid], "VDI.enable_cbt")
+            reasons[disk.vdi] = "CBT was off until this run"
+        except XapiError as error:
+            reasons[disk.vdi] = f"CBT cannot be turned on: {error}"
+            message = f"CBT cannot be turned on for {disk.name}: {error}"
+            session.emit(Note(level="warning", vm=vm.uuid, disk=disk.position, message=message))
+    return reasons
+
+
+async def copy_disks(
+    session: Session,
+    vm: SelectedVm,
+    disks: Sequence[LiveDisk],
+    points: Sequence[Point],
+    reasons: dict[str, str],
+    *,
+    keep_base: bool,
+) -> list[PointDisk]:
+    """Read every disk, several at once. `reasons` are those of `enable_cbt`, `points` the VM's, oldest first.
+
+    Raises `NoIncrementalError` where the job forbids the full that is needed, and what `back_up_disk` raises.
+    """
+    bases = [await _base(session, vm, disk, points, reasons) for disk in disks]
+    async with task_group() as group:
+        reads = [
+            group.create_task(
+                back_up_disk(session, vm.uuid, disk, base, full_read=vm.backup.full_read, keep_snapshot=keep_base)
+            )
+            for disk, base in zip(disks, bases, strict=True)
+        ]
+    return [read.result() for read in reads]
+
+
+async def _base(
+    session: Session, vm: SelectedVm, disk: LiveDisk, points: Sequence[Point], reasons: dict[str, str]
+) -> Base | NoBase:
+    found = await find_base(session.pool, points, disk.vdi_uuid, disk.vdi, "log")
+    base = settle(found, vm.backup.mode, reasons.get(disk.vdi))
+    if isinstance(base, NoBase):
+        refuse_full(vm, disk, base)
+    return base
+
+
+def refuse_full(vm: SelectedVm, disk: LiveDisk, why: NoBase) -> None:
+    """Raise `NoIncrementalError` if the job allows incrementals only."""
+    if vm.backup.mode == "incremental":
+        raise NoIncrementalError(
+            f"{vm.name}, disk {disk.position} ({disk.name}): the job allows incrementals only, and {why.reason}",
+            'run it with --full, or set mode = "auto"',
+        )

@@ -1,0 +1,114 @@
+"""A VM made of its records through the API, its disks as VHD streams."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from mover.backup.metadata import VmMetadata
+from mover.events import Emit, Note
+from mover.restore.disk_stream import import_disk
+from mover.restore.plan import Plan
+from mover.restore.undo import Made
+from mover.restore.vm_record import vbd_arguments, vdi_arguments, vif_arguments, vm_arguments
+from mover.store import Point, PointDisk, Store
+from protocol.arena import Arena
+from protocol.errors import XapiError
+from protocol.tasks import task_group
+from protocol.xapi import Pool, Transfers
+
+_SLOTS = 24
+_DISKS_AT_ONCE = 4
+_BLOCKED = ("start", "start_on")
+
+
+async def create_vm(
+    store: Store, point: Point, saved: VmMetadata, plan: Plan, pool: Pool, transfers: Transfers, made: Made, emit: Emit
+) -> str:
+    """Make the VM with its disks, interfaces and TPM; its ref. It cannot be started, and is not called as it should."""
+    vm = str(await pool.call("VM.create", vm_arguments(saved.vm, f"[restoring] {plan.name}", new_macs=plan.new_macs)))
+    made.vm = vm
+    await block_start(pool, vm)
+    await _make_disks(store, point, saved, plan, pool, transfers, vm, made, emit)
+    for vif in sorted(saved.vifs.values(), key=lambda vif: int(vif["device"])):
+        arguments = vif_arguments(vif, vm, plan.networks[vif["network"]], new_mac=plan.new_macs)
+        await pool.call("VIF.create", arguments)
+    await _make_vtpms(pool, saved, vm, emit)
+    await _set_bios_strings(pool, saved, vm)
+    return vm
+
+
+async def block_start(pool: Pool, vm: str) -> None:
+    """Nobody is to start a VM that is not whole."""
+    for operation in _BLOCKED:
+        await pool.call("VM.add_to_blocked_operations", vm, operation, "a restore is not finished")
+
+
+async def _make_disks(
+    store: Store,
+    point: Point,
+    saved: VmMetadata,
+    plan: Plan,
+    pool: Pool,
+    transfers: Transfers,
+    vm: str,
+    made: Made,
+    emit: Emit,
+) -> dict[str, str]:
+    by_uuid = {disk.vdi_uuid: disk for disk in plan.disks}
+    vdis: dict[str, str] = {}
+    for vbd in sorted(saved.vbds.values(), key=lambda vbd: int(vbd["userdevice"])):
+        if vbd["type"] == "CD":
+            await pool.call("VBD.create", vbd_arguments(vbd, vm, None))
+            continue
+        vdi_record = saved.vdis.get(vbd["VDI"])
+        disk = by_uuid.get(vdi_record["uuid"]) if vdi_record else None
+        if disk is None or vdi_record is None:
+            emit(
+                Note(
+                    level="info",
+                    vm=point.record.vm_uuid,
+                    disk=vbd["userdevice"],
+                    message="this disk is not part of the restore; its drive is left out",
+                )
+            )
+            continue
+        vdi = await pool.call("VDI.create", vdi_arguments(vdi_record, plan.srs[disk.vdi_uuid], disk.size))
+        made.vdis.append(vdi)
+        await pool.call("VBD.create", vbd_arguments(vbd, vm, vdi))
+        vdis[disk.position] = vdi
+    arena = Arena(_SLOTS)
+    room = asyncio.Semaphore(_DISKS_AT_ONCE)
+    with ThreadPoolExecutor(max(os.cpu_count() or 2, store.readers), "restore") as executor:
+
+        async def fill(disk: PointDisk, vdi: str) -> None:
+            async with room:
+                await import_disk(store, point, disk, transfers, vdi, arena, executor, emit)
+
+        async with task_group() as group:
+            for disk in plan.disks:
+                if disk.position in vdis:
+                    group.create_task(fill(disk, vdis[disk.position]))
+    return vdis
+
+
+async def _make_vtpms(pool: Pool, saved: VmMetadata, vm: str, emit: Emit) -> None:
+    for ref, record in saved.vtpms.items():
+        vtpm = await pool.call("VTPM.create", vm, bool(record.get("is_unique", False)))
+        contents = saved.vtpm_contents.get(ref)
+        if contents:
+            await pool.call("VTPM.set_contents", vtpm, contents)
+        else:
+            emit(Note(level="warning", message="the TPM's contents were not saved; the new TPM is blank"))
+
+
+async def _set_bios_strings(pool: Pool, saved: VmMetadata, vm: str) -> None:
+    """VM.create does not take them."""
+    bios = saved.vm.get("bios_strings") or {}
+    if bios:
+        try:
+            await pool.call("VM.set_bios_strings", vm, bios)
+        except XapiError as error:
+            if error.code != "VM_BIOS_STRINGS_ALREADY_SET":
+                raise

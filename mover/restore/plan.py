@@ -1,0 +1,87 @@
+"""What a restore to a pool will make, decided before anything is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mover.backup.metadata import VmMetadata
+from mover.errors import NotFoundError
+from mover.restore.choice import choose_disks
+from mover.restore.networks import match_networks
+from mover.restore.options import RestoreOptions
+from mover.restore.vm_record import NULL, Record
+from mover.store import Point, PointDisk
+from protocol.errors import XapiError
+from protocol.xapi import Pool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before the first object is made: `present` is whether the VM still is.
+
+    `networks` maps saved refs to those of the pool, `srs` UUIDs of VDIs to the ref of the SR where the new one goes.
+    """
+
+    name: str
+    present: bool
+    new_macs: bool
+    networks: dict[str, str]
+    srs: dict[str, str]
+    disks: list[PointDisk]
+
+
+async def plan_restore(point: Point, saved: VmMetadata, pool: Pool, options: RestoreOptions) -> Plan:
+    disks = choose_disks(point, options.disks)
+    present = await _vm_is_present(pool, point.record.vm_uuid)
+    new_macs = present if options.new_macs is None else options.new_macs
+    name = options.name or point.record.vm_name
+    if present and not options.name:
+        taken = datetime.fromtimestamp(point.record.created, UTC)
+        name = f"{name} (restored {taken:%Y-%m-%d %H:%M:%S})"
+    networks = match_networks(
+        saved.networks,
+        saved.pifs,
+        await pool.call("network.get_all_records"),
+        await pool.call("PIF.get_all_records"),
+        options.networks,
+    )
+    return Plan(name, present, new_macs, networks, await _choose_srs(saved, pool, disks, options.sr), disks)
+
+
+async def _vm_is_present(pool: Pool, uuid: str) -> bool:
+    try:
+        await pool.call("VM.get_by_uuid", uuid)
+    except XapiError as error:
+        if error.code != "UUID_INVALID":
+            raise
+        return False
+    return True
+
+
+async def _choose_srs(saved: VmMetadata, pool: Pool, disks: list[PointDisk], wanted: str | None) -> dict[str, str]:
+    """By VDI UUID, the SR for each disk: the one asked for, else its old one, else the pool's default."""
+    present: dict[str, Record] = await pool.call("SR.get_all_records")
+    by_uuid = {record["uuid"]: ref for ref, record in present.items()}
+    if wanted is not None:
+        asked = by_uuid.get(wanted) or next(
+            (ref for ref, record in present.items() if record["name_label"] == wanted), None
+        )
+        if asked is None:
+            names = ", ".join(sorted(record["name_label"] for record in present.values()))
+            raise NotFoundError(f"the pool has no SR {wanted}", f"it has {names}")
+        return {disk.vdi_uuid: asked for disk in disks}
+    pools: dict[str, Record] = await pool.call("pool.get_all_records")
+    default = next(iter(pools.values()))["default_SR"]
+    chosen: dict[str, str] = {}
+    for disk in disks:
+        vdi = _saved_vdi(saved, disk)
+        old = saved.srs.get(vdi.get("SR", NULL), {}).get("uuid", "")
+        chosen[disk.vdi_uuid] = by_uuid.get(old) or str(default)
+        if chosen[disk.vdi_uuid] not in present:
+            raise NotFoundError(f"the SR of {disk.name} is gone and the pool has no default SR", "name one with --sr")
+    return chosen
+
+
+def _saved_vdi(saved: VmMetadata, disk: PointDisk) -> Record:
+    return next((vdi for vdi in saved.vdis.values() if vdi["uuid"] == disk.vdi_uuid), {})

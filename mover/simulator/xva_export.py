@@ -1,0 +1,98 @@
+"""A VM with its disks as an XVA stream, as the servers write it.
+
+Source: xen-api ocaml/xapi/export.ml, stream_vdi.ml.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Literal, Protocol
+
+import xxhash
+import zstandard
+
+from mover.simulator.ova import TAR_END, member
+from mover.simulator.storage import Disks
+
+BLOCK = 1 << 20
+_ZEROS = bytes(BLOCK)
+
+Send = Callable[[bytes], Awaitable[None]]
+Checksum = Literal["xxhash", "sha1"]
+
+
+class _Packer(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+class _Plain:
+    def compress(self, data: bytes) -> bytes:
+        return data
+
+    def flush(self) -> bytes:
+        return b""
+
+
+def _packer(use_compression: str | None) -> _Packer:
+    if use_compression in ("true", "gzip"):
+        return zlib.compressobj(1, wbits=31)
+    return zstandard.ZstdCompressor(1).compressobj() if use_compression == "zstd" else _Plain()
+
+
+class XvaExport:
+    """One stream, compressed as asked for. `checksum` is the kind this release knows."""
+
+    def __init__(self, send: Send, use_compression: str | None, checksum: Checksum, *, keep_alive: bool) -> None:
+        self._send = send
+        self._packer = _packer(use_compression)
+        self._checksum = checksum
+        self._keep_alive = keep_alive
+
+    async def begin(self, ova_xml: bytes) -> None:
+        """The description, first of all."""
+        await self._write(member("ova.xml", ova_xml))
+
+    async def disk(self, disks: Disks, uuid: str, name: str) -> None:
+        """All blocks of a disk that are not zero, the first and the last one in any case."""
+        number = 0
+        size = disks.size(uuid)
+        quiet = False
+        for offset, data in _blocks(disks, uuid, size):
+            first_or_last = offset == 0 or offset + len(data) == size
+            if first_or_last or not _ZEROS.startswith(data):
+                await self._block(f"{name}/{number:08d}", data)
+                quiet = False
+            elif self._keep_alive and not quiet:
+                # It takes a number of its own, and the block of zeros after it takes another one.
+                await self._block(f"{name}/{number:08d}", b"")
+                number += 1
+                quiet = True
+            number += 1
+
+    async def end(self) -> None:
+        """The end of the tar."""
+        await self._write(TAR_END)
+        rest = self._packer.flush()
+        if rest:
+            await self._send(rest)
+
+    async def _block(self, name: str, data: bytes) -> None:
+        if self._checksum == "xxhash":
+            check = member(f"{name}.xxhash", xxhash.xxh64(data).hexdigest().upper().encode(), 0)
+        else:
+            check = member(f"{name}.checksum", hashlib.sha1(data, usedforsecurity=False).hexdigest().encode(), 0)
+        await self._write(member(name, data, 0) + check)
+
+    async def _write(self, data: bytes) -> None:
+        packed = self._packer.compress(data)
+        if packed:
+            await self._send(packed)
+
+
+def _blocks(disks: Disks, uuid: str, size: int) -> Iterator[tuple[int, bytes]]:
+    for offset in range(0, size, BLOCK):
+        yield offset, disks.read(uuid, offset, min(BLOCK, size - offset))

@@ -1,0 +1,281 @@
+"""Backups by XVA and VHD streams alone, from the first full to a restore; nothing is set up on the hosts."""
+
+from pathlib import Path
+
+import pytest
+
+from mover.backup.metadata import decode
+from mover.errors import JobError
+from mover.job import Job, parse_job
+from mover.simulator import Options
+from mover.simulator.faults import HttpFault
+from protocol.xva.ova import parse_ova
+from tests.pool_fixtures import GRANULE, MiB, Site, fill_some, site
+
+SIZES = [40 * MiB, 18 * MiB]
+
+
+def xva(here: Site, more: str = "", backup: str = "", selector: str = "all = true", name: str = "test") -> Job:
+    """A job of strategy xva; `backup` is further TOML of [backup]."""
+    return here.job(f'[backup]\nstrategy = "xva"\n{backup}\n{more}', selector, name)
+
+
+async def test_full_and_cumulative_increments_restore_every_state(tmp_path: Path):
+    async with site(tmp_path, Options(nbd="none")) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        states = []
+        for number in range(4):
+            states.append([here.content(vdi) for vdi in vdis])
+            result = await here.run(xva(here))
+            assert result.exit_code == 0, here.events
+            assert [plan.mode for plan in here.planned()] == ["incremental" if number else "full"] * 2
+            for vdi in vdis:
+                here.simulator.guest(vdi).scatter(5, 3 * 4096, "random" if number else "zeros")
+        points = here.store.points()
+        assert [await here.restored(point) for point in points] == states
+        assert list(here.store.verify(deep=True)) == []
+        full = {disk.snapshot_uuid for disk in points[0].record.disks}
+        assert set(here.snapshots()) == full, "the snapshot of the full, and no other, stays"
+        for point in points[1:]:
+            assert {disk.base_snapshot for disk in point.record.disks} == full
+
+
+async def test_increments_since_the_last_run_keep_its_snapshot(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        states, moved = [], []
+        for _ in range(3):
+            states.append([here.content(vdi) for vdi in vdis])
+            assert (await here.run(xva(here, backup='increments = "since-last"'))).exit_code == 0
+            moved.append(sum(disk.read for disk in here.finished()))
+            newest = here.store.points()[-1]
+            assert sorted(here.snapshots()) == sorted(str(disk.snapshot_uuid) for disk in newest.record.disks)
+            here.simulator.guest(vdis[0]).fill(len(moved) * 8 * MiB, MiB, "random")
+        assert [await here.restored(point) for point in here.store.points()] == states
+        assert max(moved[1:]) < 5 * MiB, "each increment holds what changed since the run before"
+
+
+async def test_cumulative_increments_hold_everything_since_the_full(tmp_path: Path):
+    async with site(tmp_path) as here:
+        (vdi,) = here.simulator.vdis_of(here.simulator.make_vm("web", [40 * MiB]))
+        fill_some(here, [vdi])
+        moved = []
+        for number in range(3):
+            assert (await here.run(xva(here))).exit_code == 0
+            moved += [disk.read for disk in here.finished()]
+            here.simulator.guest(vdi).fill((number + 1) * 8 * MiB, 2 * MiB, "random")
+        assert 2 * MiB < moved[1] < 4 * MiB < moved[2] < 6 * MiB
+
+
+async def test_what_nbd_has_stored_an_xva_does_not_store_again(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        await here.run()
+        assert sum(disk.new for disk in here.finished()) > MiB
+        assert (await here.run(xva(here, name="other", backup='mode = "full"'))).exit_code == 0
+        assert [(disk.mode, disk.new) for disk in here.finished()] == [("full", 0), ("full", 0)]
+        over_nbd, streamed = here.store.points()
+        assert [disk.root for disk in over_nbd.record.disks] == [disk.root for disk in streamed.record.disks]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+async def test_exports_compressed_by_the_host(tmp_path: Path, compression: str):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        moved = []
+        for kind in ("none", compression):
+            assert (await here.run(xva(here, backup=f'compression = "{kind}"'), full=True)).exit_code == 0
+            moved.append(sum(disk.read for disk in here.finished()))
+            new = sum(disk.new for disk in here.finished())
+            assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
+        assert moved[1] < 0.9 * moved[0]
+        assert new == 0, "the same chunks, however they came"
+
+
+async def test_ova_xml_is_kept_as_metadata(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        for _ in range(2):
+            await here.run(xva(here))
+        for point in here.store.points():
+            about = decode(here.store.get_blob(point.record.metadata))
+            assert about.vm["name_label"] == "web"
+            assert about.ova_xml is not None
+            assert {"VM", "VBD", "VDI"} <= {item.cls for item in parse_ova(about.ova_xml.encode()).objects}
+
+
+@pytest.mark.parametrize(("modes", "kept"), [(["full"], False), (["full", "incremental"], True), ([], True)])
+async def test_the_snapshot_stays_only_for_schedules_that_need_it(tmp_path: Path, modes: list[str], kept: bool):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        schedules = "".join(f'[[schedules]]\nname = "s{n}"\nmode = "{mode}"\n' for n, mode in enumerate(modes))
+        assert (await here.run(xva(here, schedules))).exit_code == 0
+        assert bool(here.snapshots()) == kept
+
+
+async def test_without_its_base_a_vm_is_read_in_full_and_says_why(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        await here.run(xva(here))
+        database = here.simulator.pool.database
+        gone = here.store.points()[-1].record.disks[0].snapshot_uuid
+        ref = database.by_uuid("VDI", str(gone))
+        here.simulator.disks.delete(str(gone))
+        for vbd in database.get("VDI", ref)["VBDs"]:
+            database.destroy("VBD", vbd)
+        database.destroy("VDI", ref)
+        assert (await here.run(xva(here))).exit_code == 0
+        first, second = here.planned()
+        assert (first.mode, second.mode) == ("full", "full")
+        assert f"the base snapshot {gone} is gone" in str(first.reason)
+        assert "of another one" in str(second.reason)
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
+        assert gone not in here.snapshots()
+        assert len(here.snapshots()) == 2
+
+
+async def test_a_base_that_the_pool_refuses_makes_a_full(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        await here.run(xva(here))
+        here.simulator.guest(vdis[0]).scatter(5, 8192)
+        fault = HttpFault("error", "export_raw_vdi", code="INTERNAL_ERROR", params=("base VDI is not a vhd",))
+        here.simulator.faults.arm(fault)
+        assert (await here.run(xva(here))).exit_code == 0
+        assert [disk.mode for disk in here.store.points()[-1].record.disks] == ["full", "full"]
+        assert any("base VDI is not a vhd" in str(disk.reason) for disk in here.store.points()[-1].record.disks)
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
+
+
+async def test_a_job_of_incrementals_only_forbids_the_full(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        result = await here.run(xva(here, backup='mode = "incremental"'))
+        assert result.exit_code == 22
+        assert here.snapshots() == []
+
+
+async def test_excluded_disks_are_not_exported(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        for _ in range(2):
+            assert (await here.run(xva(here, selector="all = true\nexclude-disks = [1]"))).exit_code == 0
+            point = here.store.points()[-1]
+            assert [disk.position for disk in point.record.disks] == ["0"]
+            assert await here.restored(point) == [here.content(vdis[0])]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (HttpFault("error", "export", after=5 * MiB, code="VDI_IO_ERROR"), "VDI_IO_ERROR"),
+        (HttpFault("close", "export", after=5 * MiB), "VDI_IO_ERROR"),
+        (HttpFault("task", "export", code="SR_BACKEND_FAILURE_46"), "SR_BACKEND_FAILURE_46"),
+        (HttpFault("error", "export", code="SR_BACKEND_FAILURE_46"), "SR_BACKEND_FAILURE_46"),
+    ],
+    ids=["500 in mid-stream", "cut", "only the task tells", "500 at once"],
+)
+async def test_an_export_that_fails_fails_the_vm_and_leaves_nothing(tmp_path: Path, fault: HttpFault, words: str):
+    async with site(tmp_path) as here:
+        (vdi,) = here.simulator.vdis_of(here.simulator.make_vm("web", [40 * MiB]))
+        here.simulator.guest(vdi).fill(0, 30 * MiB, "random")
+        here.simulator.faults.arm(fault)
+        result = await here.run(xva(here))
+        assert result.exit_code == 23
+        (failed,) = [event for event in here.events if getattr(event, "error", None) and hasattr(event, "outcome")]
+        assert words in str(failed.error)  # type: ignore[union-attr]
+        assert here.store.points() == []
+        assert here.snapshots() == []
+        assert (await here.run(xva(here))).exit_code == 0
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi)]
+
+
+@pytest.mark.parametrize("kind", ["error", "close", "task"])
+async def test_a_difference_that_breaks_off_leaves_the_base_for_the_next_run(tmp_path: Path, kind: str):
+    async with site(tmp_path) as here:
+        (vdi,) = here.simulator.vdis_of(here.simulator.make_vm("web", [40 * MiB]))
+        here.simulator.guest(vdi).fill(0, 30 * MiB, "random")
+        await here.run(xva(here))
+        base = here.snapshots()
+        here.simulator.guest(vdi).fill(0, 20 * MiB, "random")
+        here.simulator.faults.arm(HttpFault(kind, "export_raw_vdi", after=5 * MiB))  # type: ignore[arg-type]
+        assert (await here.run(xva(here))).exit_code == 23
+        assert here.snapshots() == base
+        assert len(here.store.points()) == 1
+        assert (await here.run(xva(here))).exit_code == 0
+        assert [plan.mode for plan in here.planned()] == ["incremental"]
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi)]
+
+
+async def test_a_grown_disk_stays_incremental(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [8 * MiB], power_state="Halted")
+        (vdi,) = here.simulator.vdis_of(vm)
+        here.simulator.guest(vdi).fill(0, 8 * MiB, "random")
+        await here.run(xva(here))
+        here.simulator.disks.resize(vdi, 14 * MiB)
+        database = here.simulator.pool.database
+        database.update("VDI", database.by_uuid("VDI", vdi), virtual_size=14 * MiB)
+        here.simulator.guest(vdi).fill(13 * MiB, GRANULE, "random")
+        await here.run(xva(here))
+        assert [plan.mode for plan in here.planned()] == ["incremental"]
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi)]
+
+
+async def test_from_one_strategy_to_the_other_and_back(tmp_path: Path):
+    async with site(tmp_path) as here:
+        (vdi,) = here.simulator.vdis_of(here.simulator.make_vm("web", [20 * MiB]))
+        fill_some(here, [vdi])
+        states = []
+        for job in (here.job(), xva(here), here.job(), xva(here), here.job()):
+            states.append([here.content(vdi)])
+            assert (await here.run(job)).exit_code == 0
+            here.simulator.guest(vdi).scatter(3, 8192)
+        assert [await here.restored(point) for point in here.store.points()] == states
+
+
+async def test_a_log_alone_is_no_base(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        await here.run(here.job('[backup]\nkeep-snapshot = "metadata"\n'))
+        assert (await here.run(xva(here))).exit_code == 0
+        (plan,) = here.planned()
+        assert plan.mode == "full"
+        assert "has only its CBT log left" in str(plan.reason)
+
+
+def test_a_job_cannot_ask_for_a_log_as_the_base(tmp_path: Path):
+    text = """
+[pool]
+url = "https://xcp-1"
+username = "root"
+password-env = "P"
+[store]
+url = "file:///srv/mover"
+[backup]
+keep-snapshot = "metadata"
+[[vms]]
+all = true
+strategy = "xva"
+"""
+    with pytest.raises(JobError, match=r"vms\[0\]\.keep-snapshot"):
+        parse_job(text, "job.toml", "job")
+
+
+async def test_chunks_larger_than_the_blocks_of_either_format(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        text = here.job_text('[backup]\nstrategy = "xva"\n').replace("[store]", '[store]\nchunk-size = "4MiB"')
+        job = parse_job(text, "job.toml", "test")
+        for _ in range(2):
+            assert (await here.run(job)).exit_code == 0
+            assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
+            here.simulator.guest(vdis[0]).scatter(3, 8192)
