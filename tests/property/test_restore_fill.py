@@ -106,3 +106,37 @@ def test_a_file_is_the_disk_afterwards(layout_of, disk, states, surplus) -> None
         assert asyncio.run(filled(stale, layout, reader, total(extents), check=False)) == (True, missing)
         assert stale.read_bytes() == wanted
         store.close()
+
+
+@settings(max_examples=50)
+@given(
+    kinds=st.lists(st.sampled_from([None, "a", "b"]), min_size=1, max_size=8),
+    last=st.sampled_from([CHUNK, 512]),
+    edges=st.tuples(st.integers(0, 8 * CHUNK), st.integers(0, 8 * CHUNK)),
+    aligned=st.booleans(),
+    flips=st.sets(st.integers(0, 8 * CHUNK), max_size=3),
+)
+def test_what_differs_is_known_without_reading_it(kinds, last, edges, aligned, flips) -> None:
+    """Whole chunks are compared; one of which the view has only a part counts as different."""
+    data = disk_of(kinds, last)
+    start, end = sorted(min(edge // CHUNK * CHUNK if aligned else edge, len(data)) for edge in edges)
+    view = bytearray(data[start:end])
+    for at in flips:
+        if start <= at < end:
+            view[at - start] ^= 1
+    expected = set()
+    for chunk in range(0, len(data), CHUNK):
+        stop = min(chunk + CHUNK, len(data))
+        inside = range(max(chunk, start), min(stop, end))
+        if inside and (inside != range(chunk, stop) or view[chunk - start : stop - start] != data[chunk:stop]):
+            expected |= {inside}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.create(str(Path(folder, "store")))
+        back_up(store, data)
+        reader = store.disk(store.point("latest").record.disks[0].root, len(data))
+        found = reader.differing(start, memoryview(view))
+        store.close()
+    assert all(extent.length > 0 for extent in found)
+    covered = [range(extent.offset, extent.end) for extent in found]
+    assert sum(map(len, covered)) == sum(map(len, expected))
+    assert all(any(inside[0] in one and inside[-1] in one for one in covered) for inside in expected)
