@@ -179,3 +179,12 @@ class CheckWarningError(MoverError):
     """`mover check` found nothing that stops a backup, but what makes it slower, riskier or larger."""
 
     exit_code = 41
+
+
+def all_errors() -> list[type[MoverError]]:
+    """Every class of error, the root first."""
+
+    def below(cls: type[MoverError]) -> list[type[MoverError]]:
+        return [leaf for child in cls.__subclasses__() for leaf in (child, *below(child))]
+
+    return [MoverError, *below(MoverError)]

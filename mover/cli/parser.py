@@ -27,6 +27,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _serve(verbs)
     _verify(verbs)
     _prune(verbs)
+    _units(verbs)
     _simulate(verbs)
     _demo(verbs)
     return parser.parse_args(arguments)
@@ -157,6 +158,13 @@ def _prune(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and do nothing")
     _progress(parser)
     _json(parser)
+
+
+def _units(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("units", help="systemd services and timers for a job's schedules")
+    parser.add_argument("job", metavar="JOB.toml")
+    parser.add_argument("--to", metavar="DIR", help="write them there (/etc/systemd/system) instead of printing them")
+    parser.add_argument("--user", action="store_true", help="for the systemd of this user (~/.config/systemd/user)")
 
 
 def _simulate(verbs: _Verbs[argparse.ArgumentParser]) -> None:

@@ -30,6 +30,7 @@ _MODULES = {
     "serve": "mover.cli.serve",
     "verify": "mover.cli.verify",
     "prune": "mover.cli.prune",
+    "units": "mover.cli.units",
     "simulate": "mover.cli.simulate",
     "demo": "mover.cli.demo",
 }

@@ -43,6 +43,7 @@ def write(summary: RunSummary, path: Path) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(render(summary))
+        unfinished.chmod(0o644)  # it is for another program, whatever this user's mask is
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -2,78 +2,20 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-MiB = 1 << 20
-MOVER = [sys.executable, "-m", "mover"]
-
-
-@dataclass
-class Site:
-    """A simulated pool in a process, a job for it, and everything that was printed so far."""
-
-    folder: Path
-    pool: dict[str, Any]
-    printed: list[str] = field(default_factory=list)
-
-    @property
-    def job(self) -> Path:
-        return self.folder / "job.toml"
-
-    def tell(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Steer the pool."""
-        body = json.dumps({"op": operation, **arguments}).encode()
-        with urllib.request.urlopen(urllib.request.Request(self.pool["steering"], body), timeout=60) as answer:
-            told: dict[str, Any] = json.load(answer)
-        return told
-
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "POOL_PASSWORD": self.pool["password"]}
-
-    def mover(self, *arguments: object, code: int = 0) -> str:
-        """Run a command to its end; its stdout."""
-        done = subprocess.run(
-            [*MOVER, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-            env=self.environment(),
-        )
-        self.printed += [done.stdout, done.stderr]
-        assert done.returncode == code, done.stderr
-        return done.stdout
+from tests.cli_site import MOVER, MiB, Site, cli_site
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    with subprocess.Popen(
-        [*MOVER, "simulate", "--dir", str(tmp_path / "pool"), "--json"], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        here = Site(tmp_path, json.loads(process.stdout.readline()))
-        pins = json.dumps(here.pool["fingerprints"])
-        here.job.write_text(
-            f'[pool]\nurl = "{here.pool["url"]}"\nusername = "{here.pool["username"]}"\n'
-            f'password-env = "POOL_PASSWORD"\nfingerprint = {pins}\n'
-            f'[store]\nurl = "file://{tmp_path}/store"\n[[vms]]\nname = "web*"\n'
-            f'[report]\nlog = "{tmp_path}/log/{{job}}.jsonl"\nprometheus = "{tmp_path}/mover.prom"\n'
-        )
-        try:
-            yield here
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 143
+    with cli_site(tmp_path) as here:
+        yield here
 
 
 def test_run_list_show_verify_restore(site: Site):

@@ -111,10 +111,9 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def exit_page() -> str:
     """docs/exit-codes.md."""
-    classes = [errors.MoverError, *_subclasses(errors.MoverError)]
     rows = [
         f"| {cls.exit_code} | {_meaning(cls)} | {cls.__name__} | {'yes' if cls.transient else 'no'} |"
-        for cls in sorted(classes, key=lambda cls: cls.exit_code)
+        for cls in sorted(errors.all_errors(), key=lambda cls: cls.exit_code)
     ]
     rows.append("| 143 | Stopped by SIGTERM; everything is left clean. | InterruptedRunError | yes |")
     return _EXIT_HEAD + "\n".join(rows) + "\n"
@@ -124,10 +123,6 @@ def _meaning(cls: type[errors.MoverError]) -> str:
     if cls is errors.MoverError:
         return "Something unexpected: a bug."
     return (cls.__doc__ or "").splitlines()[0]
-
-
-def _subclasses(cls: type[errors.MoverError]) -> list[type[errors.MoverError]]:
-    return [leaf for child in cls.__subclasses__() for leaf in (child, *_subclasses(child))]
 
 
 def pages() -> dict[Path, str]:

@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mover.__version__", "mover.errors", "mover.units", "mover.printable"),
     ("mover.events", "mover.failure", "mover.lock"),
     ("mover.job", "mover.store"),
-    ("mover.retention", "mover.storage", "mover.report", "mover.pipeline"),
+    ("mover.retention", "mover.systemd", "mover.storage", "mover.report", "mover.pipeline"),
     ("mover.source",),
     ("mover.backup",),
     ("mover.restore",),
