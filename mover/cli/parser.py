@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from mover import __version__
+from mover.units import parse_duration
 
 _ONLY_VM = "only this VM; repeatable"
 _STORE_OR_JOB = "a store (path or URL) or a job file, whose store it then is"
@@ -152,10 +153,24 @@ def _verify(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     _json(parser)
 
 
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _prune(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser("prune", help="forget what a job's [retention] does not keep, and give space back")
     parser.add_argument("store", metavar="STORE|JOB", help="a job; or a store, where no restore point is forgotten")
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and do nothing")
+    parser.add_argument(
+        "--settle",
+        type=_duration,
+        default=0.0,
+        metavar="DURATION",
+        help="for places whose lists lag behind, as some network file systems: twice the longest lag (default: 0s)",
+    )
     _progress(parser)
     _json(parser)
 

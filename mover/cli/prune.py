@@ -15,7 +15,7 @@ from mover.cli.runner import say, show
 from mover.events import Emit, Note
 from mover.report.view import open_view
 from mover.retention import has_policy, to_forget
-from mover.store import Point, PruneReport, Store
+from mover.store import Patience, Point, PruneReport, Store
 from mover.units import format_size
 
 
@@ -25,7 +25,7 @@ async def main(options: argparse.Namespace) -> int:
     going = _going(store, options.store)
     with open_view(options.progress, sys.stderr) as emit:
         forgotten = going if options.dry_run else store.forget(going)
-        report = await prune(store, going if options.dry_run else None, emit=emit)
+        report = await prune(store, going if options.dry_run else None, Patience(settle=options.settle), emit=emit)
     if options.json:
         ids = [point.id for point in forgotten]
         show(msgspec.json.encode({"dry_run": options.dry_run, "forgotten": ids} | msgspec.to_builtins(report)).decode())
@@ -59,7 +59,7 @@ class _Stopped(Exception):
     """Nobody waits for the result any more."""
 
 
-async def prune(store: Store, without: list[Point] | None, *, emit: Emit) -> PruneReport:
+async def prune(store: Store, without: list[Point] | None, patience: Patience, *, emit: Emit) -> PruneReport:
     """Prune, or if `without` is a list say what a prune would do if these points were forgotten.
 
     It runs in a worker thread. Cancelled, it stops at the next step; what is left, the next prune finishes.
@@ -77,7 +77,9 @@ async def prune(store: Store, without: list[Point] | None, *, emit: Emit) -> Pru
             loop.call_soon_threadsafe(emit, Note(level="info", message=f"{doing}: {total}"))
 
     def work() -> PruneReport:
-        return store.prune(progress=report) if without is None else store.would_prune(without, progress=report)
+        if without is None:
+            return store.prune(patience=patience, progress=report)
+        return store.would_prune(without, progress=report)
 
     with ThreadPoolExecutor(1, "prune") as executor:
         try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Lock
 
 from mover.errors import StoreDamagedError
 from mover.store import page
 from mover.store.identity import ID_LENGTH, ZERO_ID
+from mover.store.index import split_ids
 from mover.store.page import FANOUT, BadPageError
 from mover.store.record import PAGE
 from mover.store.records import Records
@@ -29,6 +31,19 @@ class PageCache:
     def get(self, level: int, id: bytes) -> bytes:
         """The 128 ids of a page, joined together. The zero id is a page of zeros. Raises `StoreDamagedError`."""
         return self.get_many(level, [id])[0]
+
+    def get_beside(self, level: int, id: bytes, siblings: bytes) -> bytes:
+        """A page; where the store is far away those beside it are read along, whose ids are joined in `siblings`.
+
+        Who reads pages one after another then waits once for 128 of them.
+        """
+        with self._lock:
+            at_hand = id == ZERO_ID or (level, id) in self._kept
+        if self._records.far and not at_hand:
+            # One of the others may be damaged, which is not our business.
+            with suppress(StoreDamagedError):
+                self.get_many(level, [sibling for sibling in split_ids(siblings) if sibling != ZERO_ID])
+        return self.get(level, id)
 
     def get_many(self, level: int, ids: Sequence[bytes]) -> list[bytes]:
         """Several pages of one level, those not at hand read together."""
@@ -70,7 +85,10 @@ class StoredTree:
     def ids(self, level: int, number: int) -> bytes:
         """The 128 ids of page `number` of `level`; above the root, what a taller tree of this content would have."""
         if level <= self.root_level:
-            return self._cache.get(level, self.id(level, number))
+            if level == self.root_level:
+                return self._cache.get(level, self.id(level, number))
+            siblings = self.ids(level + 1, number // FANOUT)
+            return self._cache.get_beside(level, siblings[number % FANOUT * ID_LENGTH :][:ID_LENGTH], siblings)
         if level == self.root_level + 1 and number == 0:
             return self.root + NO_IDS[ID_LENGTH:]
         # Pages further up do not exist; the writer of a taller tree makes them from the one above the root.

@@ -91,6 +91,11 @@ class Records:
         for run, stored in zip(runs, fetched, strict=True):
             self._take_run(run, stored, kind, take, tries)
 
+    @property
+    def far(self) -> bool:
+        """Whether asking costs more than reading."""
+        return self._ahead is not None
+
     def close(self) -> None:
         """Read nothing ahead any more."""
         if self._ahead is not None:

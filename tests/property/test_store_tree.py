@@ -23,6 +23,8 @@ CHUNK = 4
 class PageShelf:
     """Pages and chunks in dictionaries, where a store has packs. Counts what is read and written."""
 
+    far = False
+
     def __init__(self) -> None:
         self.pages: dict[bytes, bytes] = {}
         self.chunks: dict[bytes, tuple[int, int]] = {}
