@@ -168,9 +168,10 @@ class Prune:
 
     def _condemn(self, plan: _Plan) -> None:
         """From now on nobody who begins to write counts on these packs."""
-        key, data = condemned_key(self.wid), encode_condemned(self._identity, plan.doomed)
-        self._backend.put(key, data)
-        if self._backend.put(key, data):
+        key = condemned_key(self.wid)
+        self._backend.put(key, encode_condemned(self._identity, plan.doomed))
+        # Other bytes: if the answer to this one is lost, the object that is there must not pass for it.
+        if self._backend.put(key, encode_condemned(self._identity, [])):
             # The store may have been moved to another server since it was made.
             self._backend.delete(key)
             raise StoreUnfitError(
