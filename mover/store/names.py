@@ -14,6 +14,7 @@ POINTS = "points/"
 CONDEMNED = "cond/"
 LEASES = "lease/"
 TRASH = "trash/"
+PROBES = "probe/"
 # Reserved: wrapped keys, verification stamps.
 KEYS = "keys/"
 SCRUB = "scrub/"

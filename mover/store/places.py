@@ -11,9 +11,9 @@ from mover.errors import UsageError
 from mover.store.backend import Backend, Mapping
 from mover.store.directory import DirectoryBackend
 from mover.store.local_copies import LocalCopies, cache_directory
+from mover.store.probe import refuse_unfit
 from mover.store.s3.access import S3Access, split_url
 from mover.store.s3.backend import S3Backend
-from mover.store.s3.probe import refuse_unfit
 
 Place = str | os.PathLike[str] | Backend
 

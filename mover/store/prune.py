@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 
-from mover.errors import StoreDamagedError, StoreUnfitError
+from mover.errors import StoreDamagedError
 from mover.store import pack
 from mover.store import segment as segments
 from mover.store.at_once import at_once
@@ -40,6 +40,7 @@ from mover.store.names import (
 )
 from mover.store.pages import PageCache
 from mover.store.point import FENCE, Point
+from mover.store.probe import refuse_overwriting
 from mover.store.reach import Reach
 from mover.store.roots import list_forgotten, read_roots
 
@@ -168,17 +169,9 @@ class Prune:
 
     def _condemn(self, plan: _Plan) -> None:
         """From now on nobody who begins to write counts on these packs."""
-        key = condemned_key(self.wid)
-        self._backend.put(key, encode_condemned(self._identity, plan.doomed))
-        # Other bytes: if the answer to this one is lost, the object that is there must not pass for it.
-        if self._backend.put(key, encode_condemned(self._identity, [])):
-            # The store may have been moved to another server since it was made.
-            self._backend.delete(key)
-            raise StoreUnfitError(
-                f"{self._backend.location} overwrites objects that a conditional put must leave alone; "
-                "nothing is deleted, because no writer that is silent could be shut out",
-                "use a server that supports conditional writes (If-None-Match: *)",
-            )
+        # The store may have been moved to another server since it was made.
+        refuse_overwriting(self._backend)
+        self._backend.put(condemned_key(self.wid), encode_condemned(self._identity, plan.doomed))
 
     def _settle(self) -> None:
         """Until lists show everything that was there when this was called."""

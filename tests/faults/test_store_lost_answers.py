@@ -10,7 +10,7 @@ import pytest
 
 from mover.errors import FencedError, StoreIoError, StoreUnansweredError, StoreUnfitError
 from mover.store import Patience, Store
-from mover.store.s3.probe import refuse_unfit
+from mover.store.probe import refuse_unfit
 from tests.s3_server import Fate, FaultyServer, faulty_server
 from tests.store_fixtures import CHUNK, back_up, noise, point_of, restore, small_packs, text, write_disk
 

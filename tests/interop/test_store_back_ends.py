@@ -9,8 +9,8 @@ import pytest
 from mover.errors import StoreIoError, StoreMissingError
 from mover.store import Store
 from mover.store.backend import ObjectMissingError
+from mover.store.probe import refuse_unfit
 from mover.store.s3 import S3Backend
-from mover.store.s3.probe import refuse_unfit
 from protocol.secret import Secret
 from tests.store_backends import Place, Weed, place, weed
 from tests.store_fixtures import CHUNK, back_up, noise, restore

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mover.errors import StoreUnfitError
 from mover.store.backend import Backend
+from mover.store.names import PROBES
 
 _RACERS = 4
 
@@ -16,11 +17,10 @@ def refuse_unfit(backend: Backend) -> None:
 
     Leaves nothing behind, and whoever sees the objects meanwhile ignores names like theirs.
     """
-    folder = f"probe/{secrets.token_hex(16)}/"
+    folder = f"{PROBES}{secrets.token_hex(16)}/"
     keys = [f"{folder}once", f"{folder}race"]
     try:
-        if not backend.put(keys[0], b"first") or backend.put(keys[0], b"second"):
-            raise _unfit(backend, "it overwrites an object that a conditional put (If-None-Match: *) must leave alone")
+        _put_twice(backend, keys[0])
         if backend.get(keys[0]) != b"first":
             raise _unfit(backend, "it does not give back what was put")
         with ThreadPoolExecutor(_RACERS, "mover-probe") as racers:
@@ -34,6 +34,21 @@ def refuse_unfit(backend: Backend) -> None:
     finally:
         for key in keys:
             backend.delete(key)
+
+
+def refuse_overwriting(backend: Backend) -> None:
+    """Try put-if-absent alone: three requests. Raises `StoreUnfitError`."""
+    key = f"{PROBES}{secrets.token_hex(16)}"
+    try:
+        _put_twice(backend, key)
+    finally:
+        backend.delete(key)
+
+
+def _put_twice(backend: Backend, key: str) -> None:
+    # Different bytes: if an answer is lost, the object that is there must not pass for the other one.
+    if not backend.put(key, b"first") or backend.put(key, b"second"):
+        raise _unfit(backend, "it overwrites an object that a conditional put (If-None-Match: *) must leave alone")
 
 
 def _unfit(backend: Backend, reason: str) -> StoreUnfitError:
