@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mover.errors import MoverError, PoolError, UnreachableError
 from protocol.errors import (
+    FormatError,
     NbdCertificateError,
     NbdError,
     PoolCertificateError,
@@ -48,4 +49,6 @@ def as_mover_error(error: BaseException, where: str = "") -> MoverError | None:
     if isinstance(error, XapiError):
         hint = _HINTS.get(error.code, "")
         return UnreachableError(message, hint) if error.code in _LOGIN else PoolError(message, hint)
+    if isinstance(error, FormatError):
+        return PoolError(message, "what came was damaged or cut off on the way; the next run reads it anew")
     return PoolError(message)

@@ -5,6 +5,8 @@ Source: xen-api ocaml/xapi/export.ml, importexport.ml; mirage/ocaml-tar lib/tar.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 
@@ -32,20 +34,29 @@ _BLOCK = 512
 TAR_END = bytes(2 * _BLOCK)
 
 
-def export_metadata(database: Database, vm: str, ids: count[int]) -> bytes:
-    """The tar of one VM. `ids` gives the numbers of the references in it: they are counted over a server's life."""
-    names = short_names(database, vm, ids)
-    return member("ova.xml", ova_xml(database, vm, names, {})) + TAR_END
+@dataclass(frozen=True)
+class Wanted:
+    """Whose metadata: `vms`, with their snapshots or not, without the devices of some classes."""
+
+    vms: Sequence[str]
+    snapshots: bool = False
+    without: frozenset[str] = frozenset()
 
 
-def short_names(database: Database, vm: str, ids: count[int]) -> dict[str, str]:
+def export_metadata(database: Database, wanted: Wanted, ids: count[int]) -> bytes:
+    """The tar of some VMs. `ids` gives the numbers of the references in it: they are counted over a server's life."""
+    names = short_names(database, wanted, ids)
+    return member("ova.xml", ova_xml(database, wanted, names, {})) + TAR_END
+
+
+def short_names(database: Database, wanted: Wanted, ids: count[int]) -> dict[str, str]:
     """By reference, what the objects of an export are called in it."""
-    return {ref: f"Ref:{next(ids)}" for _, ref in _objects(database, vm)}
+    return {ref: f"Ref:{next(ids)}" for _, ref in _objects(database, wanted)}
 
 
-def ova_xml(database: Database, vm: str, names: dict[str, str], of_vm: Record) -> bytes:
-    """The document of one VM; `of_vm` are fields of it that an export changes."""
-    return encode_value(_document(database, vm, names, of_vm)).encode()
+def ova_xml(database: Database, wanted: Wanted, names: dict[str, str], of_vm: Record) -> bytes:
+    """The document of some VMs; `of_vm` are fields of them that an export changes."""
+    return encode_value(_document(database, wanted, names, of_vm)).encode()
 
 
 def member(name: str, content: bytes, moment: int | None = None) -> bytes:
@@ -53,8 +64,8 @@ def member(name: str, content: bytes, moment: int | None = None) -> bytes:
     return _tar_header(name, len(content), moment) + content + bytes(-len(content) % _BLOCK)
 
 
-def _document(database: Database, vm: str, names: dict[str, str], of_vm: Record) -> Value:
-    objects = [(cls, ref, _exported(database, cls, ref, vm, of_vm)) for cls, ref in _objects(database, vm)]
+def _document(database: Database, wanted: Wanted, names: dict[str, str], of_vm: Record) -> Value:
+    objects = [(cls, ref, _exported(database, cls, ref, of_vm)) for cls, ref in _objects(database, wanted)]
     software = database.get("host", next(r["master"] for _, r in database.items("pool")))["software_version"]
     version = {
         "hostname": software.get("hostname", ""),
@@ -74,9 +85,9 @@ def _document(database: Database, vm: str, names: dict[str, str], of_vm: Record)
     }
 
 
-def _exported(database: Database, cls: str, ref: str, vm: str, of_vm: Record) -> Record:
+def _exported(database: Database, cls: str, ref: str, of_vm: Record) -> Record:
     record = database.get(cls, ref)
-    if cls == "VM" and ref == vm:
+    if cls == "VM":
         return record | of_vm
     if cls == "VTPM":
         # Not the record of the API: the contents are in it (importexport.ml).
@@ -86,13 +97,15 @@ def _exported(database: Database, cls: str, ref: str, vm: str, of_vm: Record) ->
     return record
 
 
-def _objects(database: Database, vm: str) -> list[tuple[str, str]]:
-    record = database.get("VM", vm)
+def _objects(database: Database, wanted: Wanted) -> list[tuple[str, str]]:
     found: dict[str, list[str]] = {cls: [] for cls in _ORDER}
-    found["VM"] = [vm]
-    for cls, field in (("VBD", "VBDs"), ("VIF", "VIFs"), ("VTPM", "VTPMs")):
-        found[cls] = list(record[field])
-    found["VM_guest_metrics"] = [record["guest_metrics"]]
+    for vm in wanted.vms:
+        found["VM"] += [vm, *(database.get("VM", vm)["snapshots"] if wanted.snapshots else ())]
+    for record in [database.get("VM", vm) for vm in found["VM"]]:
+        for cls, field in (("VBD", "VBDs"), ("VIF", "VIFs"), ("VTPM", "VTPMs")):
+            if cls.lower() not in wanted.without:
+                found[cls] += record[field]
+        found["VM_guest_metrics"].append(record["guest_metrics"])
     found["network"] = [database.get("VIF", vif)["network"] for vif in found["VIF"]]
     found["VDI"] = [database.get("VBD", vbd)["VDI"] for vbd in found["VBD"]]
     found["SR"] = [database.get("VDI", vdi)["SR"] for vdi in found["VDI"] if database.exists("VDI", vdi)]

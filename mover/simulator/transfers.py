@@ -18,7 +18,7 @@ from mover.simulator.attachment import Attachments
 from mover.simulator.failure import Failure, storage_failure
 from mover.simulator.faults import HttpFault
 from mover.simulator.http import Connection, HangUpError, Request, Routes, page, respond
-from mover.simulator.ova import export_metadata
+from mover.simulator.ova import Wanted, export_metadata
 from mover.simulator.pool import Host, Pool
 from mover.simulator.storage import StorageError
 from mover.simulator.values import NULL, Value
@@ -140,6 +140,8 @@ class TransferHandlers:
         record = self._pool.database.get("VDI", self._pool.database.by_ref_or_uuid("VDI", base))
         if record["type"] == "cbt_metadata":
             raise Failure("VDI_INCOMPATIBLE_TYPE", base, "cbt_metadata")
+        if record["sm_config"].get("image-format", "vhd") != "vhd":
+            raise Failure("INTERNAL_ERROR", "base VDI is not a vhd")
         uuid: str = record["uuid"]
         return uuid
 
@@ -210,15 +212,28 @@ class TransferHandlers:
         await respond(connection, "400 Bad Request", page("Bad request"), version="HTTP/1.0")
 
     async def _export_metadata(self, request: Request, connection: Connection, session: str) -> None:
-        database = self._pool.database
-        vm = database.by_ref_or_uuid("VM", parameter(request, "ref") or parameter(request, "uuid") or "")
-        task = self.adopt(request, "Export metadata", session)
-        archive = export_metadata(database, vm, self._ids)
+        task, wanted = self._adopt_metadata(request, session)
+        archive = export_metadata(self._pool.database, wanted, self._ids)
         headers = {"task-id": task, "content-disposition": 'attachment; filename="export.xva"'}
         await respond(
             connection, "200 OK", archive, version="HTTP/1.0", headers=headers, content_type="application/octet-stream"
         )
         self._pool.tasks.succeed(task)
+
+    def _adopt_metadata(self, request: Request, session: str) -> tuple[str, Wanted]:
+        database = self._pool.database
+        if parameter(request, "all") == "true":
+            dom0 = parameter(request, "include_dom0") != "false"
+            vms = [
+                ref
+                for ref, record in database.items("VM")
+                if not record["is_a_snapshot"] and (dom0 or not record["is_control_domain"])
+            ]
+        else:
+            vms = [database.by_ref_or_uuid("VM", parameter(request, "ref") or parameter(request, "uuid") or "")]
+        without = frozenset((parameter(request, "excluded_device_types") or "").split(","))
+        snapshots = parameter(request, "export_snapshots") != "false"
+        return self.adopt(request, "Export metadata", session), Wanted(vms, snapshots, without)
 
     async def _unknown_format(self, connection: Connection, task: str, format: str) -> None:
         self._pool.tasks.fail(task, Failure("INTERNAL_ERROR", f"Unknown format {format}"))

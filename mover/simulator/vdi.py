@@ -162,11 +162,16 @@ def _copy_record(pool: Pool, record: Record, uuid: str, more: Mapping[str, Value
         "virtual_size": record["virtual_size"],
         "physical_utilisation": pool.disks.physical_utilisation(uuid),
         "cbt_enabled": pool.disks.cbt_enabled(uuid),
-        "sm_config": {"vhd-parent": str(uuids.uuid4())},
+        "sm_config": {"vhd-parent": str(uuids.uuid4())} | _image_format(record),
     }
     vdi = pool.database.create("VDI", fields | dict(more), uuid=uuid)
     refresh_usage(pool.database, record["SR"])
     return vdi
+
+
+def _image_format(record: Record) -> Record:
+    """What the SR keeps the disk in, where it can choose: the same for all that is made of a disk."""
+    return {name: value for name, value in record["sm_config"].items() if name == "image-format"}
 
 
 class VdiCalls:

@@ -35,10 +35,20 @@ _NOT_TAKEN_OVER = {
 class VmImport:
     """One archive on its way into the pool: `describe`, `create`, fill the disks, `finish`; or `undo`.
 
+    With `disks` it is metadata alone: disks have to be there, found by this map of UUIDs or by SR and location.
     `sizes` are those that the archive states, by the disks' names in it.
     """
 
-    def __init__(self, pool: Pool, sr: str, task: str, *, restore: bool, force: bool) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        sr: str,
+        task: str,
+        *,
+        restore: bool,
+        force: bool,
+        disks: Mapping[str, str] | None = None,
+    ) -> None:
         self.inline_checksums = True
         self.sizes: dict[str, int] = {}
         self._pool = pool
@@ -46,6 +56,7 @@ class VmImport:
         self._task = task
         self._restore = restore
         self._force = force
+        self._existing = disks
         self._objects: dict[str, dict[str, Record]] = {}
         self._made: dict[str, str] = {}
         self._vms: list[str] = []
@@ -102,7 +113,7 @@ class VmImport:
         for vm in self._vms:
             database.update("VM", vm, current_operations={}, blocked_operations={})
             destroy_vm(self._pool, vm)
-        for vdi in self._vdis.values():
+        for vdi in self._vdis.values() if self._existing is None else ():
             destroy_disk(self._pool, vdi)
         for network in self._networks:
             database.destroy("network", network)
@@ -158,10 +169,29 @@ class VmImport:
     def _create_disk(self, name: str, vdi: Record) -> None:
         if name in self._vdis:
             return
+        if self._existing is not None:
+            self._find_disk(name, vdi, self._existing)
+            return
         sm_config = vdi.get("sm_config", {}) | {"import_task": self._task}
         ref = create_disk(self._pool, vdi | {"SR": self._sr, "sm_config": sm_config})
         self._vdis[name] = self._made[name] = ref
         self.sizes[name] = int(vdi["virtual_size"])
+
+    def _find_disk(self, name: str, vdi: Record, mapped: Mapping[str, str]) -> None:
+        database = self._pool.database
+        sr_uuid = self._objects["SR"][vdi["SR"]]["uuid"]
+        wanted = mapped.get(vdi["uuid"])
+        for ref, record in database.items("VDI"):
+            here = database.get("SR", record["SR"])["uuid"] == sr_uuid and record["location"] == vdi["location"]
+            if record["uuid"] == wanted or (wanted is None and here):
+                self._vdis[name] = self._made[name] = ref
+                return
+        if self._force:
+            return
+        for ref, record in database.items("SR"):
+            if record["uuid"] == sr_uuid:
+                raise Failure("VDI_LOCATION_MISSING", ref, vdi["location"])
+        raise Failure("VDI_CONTENT_ID_MISSING")
 
     def _network(self, saved: Record) -> str:
         database = self._pool.database

@@ -13,7 +13,7 @@ from mover.simulator.attachment import Attachments
 from mover.simulator.failure import Failure
 from mover.simulator.faults import HttpFault
 from mover.simulator.http import Connection, Request, Routes, page, respond
-from mover.simulator.ova import ova_xml, short_names
+from mover.simulator.ova import Wanted, ova_xml, short_names
 from mover.simulator.pool import Host, Pool
 from mover.simulator.transfers import Body, TransferHandlers, begin, parameter
 from mover.simulator.values import NULL, Record
@@ -40,6 +40,7 @@ class VmTransferHandlers:
         """Serve them."""
         routes.add("GET", "/export", self._transfers.authenticated(self._export))
         routes.add("PUT", "/import", self._transfers.authenticated(self._import))
+        routes.add("PUT", "/import_metadata", self._transfers.authenticated(self._import_metadata))
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
@@ -63,7 +64,8 @@ class VmTransferHandlers:
         await begin(connection, task, headers, version="HTTP/1.0")
 
         async def send(fault: HttpFault | None) -> None:
-            names = short_names(pool.database, vm, self._ids)
+            wanted = Wanted([vm])
+            names = short_names(pool.database, wanted, self._ids)
             kept = parameter(request, "preserve_power_state") == "true"
             export = XvaExport(
                 connection.write,
@@ -71,7 +73,7 @@ class VmTransferHandlers:
                 pool.options.release.xva_checksum,
                 keep_alive=pool.options.xva_keep_alive,
             )
-            await export.begin(ova_xml(pool.database, vm, names, {} if kept else _HALTED))
+            await export.begin(ova_xml(pool.database, wanted, names, {} if kept else _HALTED))
             for vdi in sorted(disks, key=lambda ref: names[ref]):
                 async with self._attachments.attached(vdi, task=task):
                     await export.disk(pool.disks, pool.database.get("VDI", vdi)["uuid"], names[vdi])
@@ -120,6 +122,34 @@ class VmTransferHandlers:
                 if not force:
                     work.undo()
                 raise
+            return work.finish()
+
+        await self._transfers.transfer(request, task, NULL, receive, None)
+
+    async def _import_metadata(self, request: Request, connection: Connection, session: str) -> None:
+        """The VM without its disks, which have to be there."""
+        task = self._transfers.adopt(request, "VM metadata import", session)
+        await begin(connection, task, {})
+
+        async def receive(fault: HttpFault | None) -> list[str]:
+            work = VmImport(
+                self._pool,
+                NULL,
+                task,
+                restore=parameter(request, "restore") == "true",
+                force=parameter(request, "force") == "true",
+                disks={name[4:]: new for name, new in request.query.items() if name.startswith("vdi:")},
+            )
+            tar = TarStream(Body(connection, fault).read, request.content_length)
+            work.describe(await read_ova(tar))
+            try:
+                work.create()
+            except BaseException:
+                work.undo()
+                raise
+            if parameter(request, "dry_run") == "true":
+                work.undo()
+                return []
             return work.finish()
 
         await self._transfers.transfer(request, task, NULL, receive, None)

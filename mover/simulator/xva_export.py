@@ -15,6 +15,7 @@ import zstandard
 
 from mover.simulator.ova import TAR_END, member
 from mover.simulator.storage import Disks
+from protocol.extent import align
 
 BLOCK = 1 << 20
 _ZEROS = bytes(BLOCK)
@@ -63,7 +64,7 @@ class XvaExport:
         quiet = False
         for offset, data in _blocks(disks, uuid, size):
             first_or_last = offset == 0 or offset + len(data) == size
-            if first_or_last or not _ZEROS.startswith(data):
+            if first_or_last or not (data is _ZEROS or _ZEROS.startswith(data)):
                 await self._block(f"{name}/{number:08d}", data)
                 quiet = False
             elif self._keep_alive and not quiet:
@@ -94,5 +95,14 @@ class XvaExport:
 
 
 def _blocks(disks: Disks, uuid: str, size: int) -> Iterator[tuple[int, bytes]]:
+    """Every block with its content; what is in no file of the chain is not looked for."""
+    allocated = iter(align(disks.extents(uuid), BLOCK, size))
+    here = next(allocated, None)
     for offset in range(0, size, BLOCK):
-        yield offset, disks.read(uuid, offset, min(BLOCK, size - offset))
+        while here is not None and here.end <= offset:
+            here = next(allocated, None)
+        length = min(BLOCK, size - offset)
+        if here is None or here.offset >= offset + length:
+            yield offset, _ZEROS if length == BLOCK else bytes(length)
+        else:
+            yield offset, disks.read(uuid, offset, length)

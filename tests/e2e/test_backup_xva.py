@@ -279,3 +279,61 @@ async def test_chunks_larger_than_the_blocks_of_either_format(tmp_path: Path):
             assert (await here.run(job)).exit_code == 0
             assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
             here.simulator.guest(vdis[0]).scatter(3, 8192)
+
+
+def keep_as_qcow2(here: Site, vdi: str) -> None:
+    database = here.simulator.pool.database
+    database.update("VDI", database.by_uuid("VDI", vdi), sm_config={"image-format": "qcow2"})
+
+
+@pytest.mark.parametrize("cbt", [False, True])
+async def test_what_changes_in_a_qcow2_disk_is_read_over_nbd(tmp_path: Path, cbt: bool):
+    async with site(tmp_path) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        keep_as_qcow2(here, vdis[1])
+        if cbt:
+            here.simulator.disks.enable_cbt(vdis[1])
+            database = here.simulator.pool.database
+            database.update("VDI", database.by_uuid("VDI", vdis[1]), cbt_enabled=True)
+        for number in range(3):
+            assert (await here.run(xva(here))).exit_code == 0
+            modes = [plan.mode for plan in here.planned()]
+            expected = ["incremental", "incremental" if cbt else "full"] if number else ["full", "full"]
+            assert modes == expected
+            assert any("keeps it as qcow2" in note and "over NBD" in note for note in here.notes()) == bool(number)
+            assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
+            for vdi in vdis:
+                here.simulator.guest(vdi).scatter(3, 8192)
+
+
+async def test_without_nbd_a_qcow2_disk_makes_fulls(tmp_path: Path):
+    async with site(tmp_path, Options(nbd="none")) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        keep_as_qcow2(here, vdis[1])
+        for number in range(2):
+            assert (await here.run(xva(here))).exit_code == 0
+            assert [plan.mode for plan in here.planned()] == ["full", "full"]
+            assert any("reading the VM in full" in note for note in here.notes()) == bool(number)
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
+
+
+async def test_a_disk_too_large_for_a_vhd(tmp_path: Path):
+    async with site(tmp_path) as here:
+        size = 2050 << 30
+        _, large = here.simulator.vdis_of(here.simulator.make_vm("web", [4 * MiB, size]))
+        here.simulator.disks.enable_cbt(large)
+        database = here.simulator.pool.database
+        database.update("VDI", database.by_uuid("VDI", large), cbt_enabled=True)
+        here.simulator.guest(large).write(size - 4096, b"the end" * 100)
+        for number in range(2):
+            assert (await here.run(xva(here))).exit_code == 0
+            assert [plan.mode for plan in here.planned()] == ["incremental" if number else "full"] * 2
+            assert any("a VHD holds at most" in note for note in here.notes()) == bool(number), here.notes()
+            disk = here.store.points()[-1].record.disks[1]
+            view = memoryview(bytearray(MiB))
+            for offset in (0, 1500 << 30, size - MiB):
+                here.store.disk(disk.root, disk.size).read_into(offset, view)
+                assert view == here.simulator.disks.read(large, offset, MiB)
+            here.simulator.guest(large).write(1500 << 30, b"the middle" * 100)

@@ -351,3 +351,67 @@ async def test_an_archive_made_by_xva_img_is_imported(pool: SmallPool, tmp_path:
     made = await imported(pool, rebuilt([("ova.xml", files["ova.xml"]), *sorted([*blocks, *rest])]))
     contents = [content(pool, uuid) for uuid in pool.simulator.vdis_of(made)]
     assert contents == [raw + bytes(MiB), content(pool, pool.vdis[1]) + bytes(MiB)]
+
+
+# -- metadata ---------------------------------------------------------------------------------------------------------
+
+
+async def metadata(pool: SmallPool, **query: str) -> bytes:
+    reply, task = await send(pool, "GET", "/export_metadata", query)
+    assert reply.status == 200
+    assert reply.header("content-length") == str(len(reply.rest))
+    await pool.finished(task)
+    return reply.rest
+
+
+def classes(archive: bytes) -> list[str]:
+    return [item["class"] for item in document(members(archive))["objects"]]
+
+
+async def test_metadata_of_several_vms_and_their_snapshots(pool: SmallPool) -> None:
+    await pool.call("VM.snapshot", pool.vm, "snap", [])
+    assert classes(await metadata(pool, ref=pool.vm)).count("VM") == 2
+    assert classes(await metadata(pool, ref=pool.vm, export_snapshots="false")).count("VM") == 1
+    without = classes(await metadata(pool, ref=pool.vm, excluded_device_types="vif,vbd"))
+    assert not {"VIF", "network", "VBD", "VDI"} & set(without)
+    everything = document(members(await metadata(pool, all="true")))["objects"]
+    assert any(item["class"] == "VM" and item["snapshot"]["is_control_domain"] for item in everything)
+    guests = document(members(await metadata(pool, all="true", include_dom0="false")))["objects"]
+    assert not any(item["class"] == "VM" and item["snapshot"]["is_control_domain"] for item in guests)
+
+
+async def with_metadata(pool: SmallPool, archive: bytes, **query: str) -> list[str]:
+    reply, task = await send(pool, "PUT", "/import_metadata", query, archive)
+    assert reply.status == 200
+    text = await pool.finished(task)
+    (refs,), _ = xmlrpc.client.loads(f"<methodResponse><params><param>{text}</param></params></methodResponse>")
+    return list(refs)  # type: ignore[call-overload]
+
+
+async def test_metadata_finds_its_disks_by_place_or_map(pool: SmallPool) -> None:
+    archive = await metadata(pool, ref=pool.vm)
+    database = pool.simulator.pool.database
+    (same,) = await with_metadata(pool, archive)
+    assert pool.simulator.vdis_of(same) == pool.vdis
+    other = pool.simulator.vdis_of(pool.simulator.make_vm("other", SIZES, power_state="Halted"))
+    pairs = {f"vdi:{old}": new for old, new in zip(pool.vdis, other, strict=True)}
+    (mapped,) = await with_metadata(pool, archive, **pairs)
+    assert pool.simulator.vdis_of(mapped) == other
+    before = set(database.refs("VM"))
+    assert await with_metadata(pool, archive, dry_run="true") == []
+    assert set(database.refs("VM")) == before
+    (kept,) = await with_metadata(pool, archive, restore="true", force="true")
+    assert database.get("VM", kept)["version"] == 1
+
+
+async def test_metadata_without_its_disks_is_refused(pool: SmallPool) -> None:
+    archive = await metadata(pool, ref=pool.vm)
+    database = pool.simulator.pool.database
+    for vdi in pool.vdis:
+        database.update("VDI", database.by_uuid("VDI", vdi), location="elsewhere")
+    _, task = await send(pool, "PUT", "/import_metadata", {}, archive)
+    with pytest.raises(RpcError) as caught:
+        await pool.finished(task)
+    assert caught.value.description[0] == "VDI_LOCATION_MISSING"
+    (forced,) = await with_metadata(pool, archive, force="true")
+    assert pool.simulator.vdis_of(forced) == []
