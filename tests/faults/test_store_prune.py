@@ -142,6 +142,24 @@ def test_signs_of_life_are_waited_for(place: Place) -> None:
     assert restore(place.open(), "latest") == noise("garbage")
 
 
+def test_lists_that_lag_are_waited_for(place: Place) -> None:
+    store = place.create()
+    old = back_up(store, old_disk(), 1)
+    back_up(store, new_disk(), 2)
+    forget(store, old)
+    time = [0.0]
+    seen: list[tuple[float, bool]] = []
+
+    def sleep(seconds: float) -> None:
+        time[0] += seconds
+        seen.append((time[0], bool(place.objects("cond/"))))
+
+    patience = Patience(poll=1, clock=lambda: time[0], sleep=sleep, settle=10)
+    assert place.open().prune(patience=patience).deleted == 2
+    assert len(seen) == 20 and all(condemned for _, condemned in seen), "twice, after packs were condemned"
+    assert not place.objects("cond/")
+
+
 class _Stop(Exception):
     pass
 

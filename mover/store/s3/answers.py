@@ -20,6 +20,9 @@ _MESSAGE = re.compile(r"<Message>([^<]{1,300})</Message>")
 _CAUSE = re.compile(r"(?:HTTP error: |Error performing [^\n]*? - )([^\n]{1,200})")
 _KIND = re.compile(r"kind: (Connect|Timeout|Request|Decode|Body|Interrupted)")
 
+# Where obstore asks for credentials when nobody gave it any: the instance's and the container's metadata.
+_METADATA = re.compile(r"/latest/api/token|/latest/meta-data|169\.254\.170\.2|fetching \w+ credentials", re.I)
+_NO_CREDENTIALS = "NoCredentials"
 _WORTH_ANOTHER_TRY = {408, 409, 425, 429}
 _NO_ROOM = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "EntityTooLarge", "StorageFull"}
 _CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AccessDenied"}
@@ -37,7 +40,7 @@ class Answer(NamedTuple):
     @property
     def passing(self) -> bool:
         """Whether the same request may go well later. Then it is also not known whether this one had an effect."""
-        if self.code in _NO_ROOM:
+        if self.no_room or self.code == _NO_CREDENTIALS:
             return False
         return (self.status in (0, *range(500, 600)) and self.status != 501) or self.status in _WORTH_ANOTHER_TRY
 
@@ -67,7 +70,7 @@ class Answer(NamedTuple):
             return "check access key, secret and what they are allowed: to read, write, list and delete in this bucket"
         if self.no_room:
             return "make room there; what is stored is intact, and the next run goes on with what this one had written"
-        if "credential" in self.text.lower():
+        if self.code == _NO_CREDENTIALS:
             return (
                 "give access-key-id and a secret in [store], AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
             )
@@ -77,6 +80,8 @@ class Answer(NamedTuple):
 def understand(error: Exception) -> Answer:
     """Take an exception of obstore apart."""
     text = str(error)
+    if _METADATA.search(text):
+        return Answer(0, _NO_CREDENTIALS, "no keys are given, and this machine has no role that gives them")
     status = _STATUS.search(text)
     code = _CODE.search(text)
     if status is None and isinstance(error, FileNotFoundError):
