@@ -24,7 +24,7 @@ from mover.store.index import IndexView, Loaded
 from mover.store.names import DATA, PackName, SegmentName
 from mover.store.segment import ROW, PackEntry
 
-IDENTITY = Identity.of(bytes(32))
+IDENTITY = Identity.of(bytes(32), encrypted=False)
 BATCH = 64
 
 

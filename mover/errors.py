@@ -78,6 +78,18 @@ class StoreFullError(MoverError):
     exit_code = 14
 
 
+class PassphraseError(MoverError):
+    """The store is encrypted, and the passphrase is missing or wrong."""
+
+    exit_code = 16
+
+
+class NotEncryptedError(MoverError):
+    """The store is not encrypted, although it should be."""
+
+    exit_code = 17
+
+
 class FormatTooNewError(MoverError):
     """The store was made by a newer version."""
 

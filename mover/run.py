@@ -78,7 +78,6 @@ async def run_job(
     stop the others; it is in the result. Raises `MoverError` for what concerns all of them: another run of the job is
     active, no store, no pool, no such VM or schedule.
     """
-    refuse_unsupported(job)
     started = time.monotonic()
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     totals = _Totals(emit)
@@ -112,7 +111,6 @@ async def plan_run(
     job: Job, *, schedule: str | None = None, vms: Sequence[str] = (), full: bool = False
 ) -> list[SelectedVm]:
     """The VMs that a run would back up, and how, without doing anything. Raises as `run_job` does."""
-    refuse_unsupported(job)
     chosen = chosen_schedule(job, schedule)
     async with join_pool(job.pool) as (pool, _):
         return [with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms, lambda event: None)]
@@ -166,18 +164,6 @@ async def _signs_of_life(writer: Writer) -> AsyncIterator[None]:
                 yield
             finally:
                 task.cancel()
-
-
-def refuse_unsupported(job: Job) -> None:
-    """Raise `JobError` for what a job may ask for and this version does not do: better now than a false sense."""
-    wanted = {
-        "encryption (passphrase-…)": bool(
-            job.store.passphrase_file or job.store.passphrase_env or job.store.passphrase_command
-        ),
-    }
-    missing = [name for name, asked in wanted.items() if asked]
-    if missing:
-        raise JobError(f"the job {job.name} asks for what this version does not do yet: {', '.join(missing)}")
 
 
 def chosen_schedule(job: Job, name: str | None) -> ScheduleSection | None:

@@ -2,6 +2,8 @@
 
     python tests/format_reader.py STORE POINT DISK OUT    restore one disk (by position) of a point to a raw file
 
+The passphrase of an encrypted store is read from the variable PASSPHRASE.
+
 It is made to be read, not to be fast, and it trusts nothing: whatever is not as the page says raises `Wrong`.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import struct
 import sys
@@ -20,6 +23,9 @@ from typing import Any, NamedTuple
 import xxhash
 import zstandard
 from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 ZERO = bytes(32)
 FANOUT = 128
@@ -45,30 +51,73 @@ class Place(NamedTuple):
 class Reader:
     """The whole index is read into a dictionary: good for stores of tests."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, passphrase: str = "") -> None:
         self.root = root
-        self.config = self._config((root / "store.json").read_bytes())
+        described = (root / "store.json").read_bytes()
+        self.config = self.checked(described, "store.json")
+        need(self.config["format"] == "mover-store" and self.config["version"] == 1, "version of store.json")
+        need(self.config["fanout"] == FANOUT and self.config["hash"] == "blake3", "store.json")
+        need(self.config["aead"] in ("none", "aes-256-gcm") and not self.config["features"]["read"], "store.json")
+        self.encrypted = self.config["aead"] != "none"
         self.chunk_size: int = self.config["chunk_size"]
         key = bytes.fromhex(self.config["key"])
+        if self.encrypted:
+            key = self._unwrap(described, passphrase)
         need(len(key) == 32, "key of store.json")
         self.keys = {
             name: blake3(key, derive_key_context=f"mover store 1 {name}").digest()
-            for name in ("chunk", "page", "blob", "check")
+            for name in ("chunk", "page", "blob", "check", "record", "object")
         }
         self.places = self._index()
 
     def check(self, data: bytes) -> bytes:
         return blake3(data, key=self.keys["check"]).digest()
 
-    def _config(self, data: bytes) -> dict[str, Any]:
+    @staticmethod
+    def canonical(fields: dict[str, Any]) -> bytes:
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+    def checked(self, data: bytes, name: str) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads(data)
         check = fields.pop("check")
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        need(blake3(text.encode()).hexdigest() == check, "check of store.json")
-        need(fields["format"] == "mover-store" and fields["version"] == 1, "version of store.json")
-        need(fields["fanout"] == FANOUT and fields["aead"] == "none" and fields["hash"] == "blake3", "store.json")
-        need(not fields["features"]["read"], "features of store.json")
+        need(blake3(self.canonical(fields)).hexdigest() == check, f"check of {name}")
         return fields
+
+    # Encryption
+
+    def _unwrap(self, described: bytes, passphrase: str) -> bytes:
+        for path in sorted(self.root.glob("keys/*")):
+            need(path.stat().st_size <= 4096, f"length of {path.name}")
+            slot = self.checked(path.read_bytes(), path.name)
+            need((slot["format"], slot["version"], slot["kdf"]) == ("mover-key", 1, "argon2id"), path.name)
+            memory, passes, lanes = slot["memory"], slot["passes"], slot["lanes"]
+            need(8 * lanes <= memory <= 1 << 20 and 1 <= passes <= 16 and 1 <= lanes <= 16, f"cost of {path.name}")
+            wrapped, salt = bytes.fromhex(slot.pop("wrapped")), bytes.fromhex(slot["salt"])
+            kdf = Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory)
+            try:
+                secret = AESGCM(kdf.derive(passphrase.encode()))
+                plain = secret.decrypt(wrapped[:12], wrapped[12:], self.canonical(slot))
+            except InvalidTag:
+                continue
+            if plain[32:] == blake3(described).digest():
+                return plain[:32]
+        raise Wrong("no key opens with this passphrase")
+
+    def opened(self, path: Path, name: str) -> bytes:
+        """The plain bytes of a point or segment."""
+        data = path.read_bytes()
+        if not self.encrypted:
+            return data
+        need(data[:8] == b"MVSEAL\0\x01" and len(data) >= 48, f"head of {name}")
+        key = AESGCM(blake3(data[8:32] + name.encode(), key=self.keys["object"]).digest())
+        starts = range(32, len(data), 65552)
+        try:
+            return b"".join(
+                key.decrypt(struct.pack("<QI", at, start == starts[-1]), data[start : start + 65552], name.encode())
+                for at, start in enumerate(starts)
+            )
+        except InvalidTag as error:
+            raise Wrong(f"seal of {name}") from error
 
     # Index
 
@@ -78,7 +127,7 @@ class Reader:
         for path in sorted(self.root.glob("index/*/*")):
             match = re.fullmatch(r"(\d)/([0-9a-f]{32})\.(\d+)", str(path.relative_to(self.root / "index")))
             if match:
-                segments[match[0]], gone = self._segment(path.read_bytes())
+                segments[match[0]], gone = self._segment(self.opened(path, f"index/{match[0]}"))
                 replaced |= gone
         places: dict[bytes, Place] = {}
         for name, found in segments.items():
@@ -130,7 +179,7 @@ class Reader:
     def record(self, id: bytes, kind: int) -> bytes:
         need(id in self.places, f"record {id.hex()} is in no segment")
         place = self.places[id]
-        need(place.length <= 4 << 20, "length of a record")
+        need(place.length <= (4 << 20) + 1024, "length of a record")
         with place.pack.open("rb") as file:
             file.seek(place.offset)
             stored = file.read(56 + place.length)
@@ -140,6 +189,9 @@ class Reader:
         need(xxhash.xxh3_64_intdigest(payload) == check, "xxh3 of a record")
         plain_length, codec = meta & 0xFFFFFF, meta >> 28
         need(meta >> 24 & 15 == kind and codec in (0, 1) and plain_length <= 4 << 20, "meta of a record")
+        if self.encrypted:
+            secret = AESGCM(blake3(id, key=self.keys["record"]).digest())
+            payload = secret.decrypt(payload[:12], payload[12:], struct.pack("<I", meta) + id).rstrip(b"\0")[:-1]
         plain = payload
         if codec == 1:
             plain = zstandard.ZstdDecompressor().decompress(payload, max_output_size=plain_length)
@@ -190,7 +242,7 @@ class Reader:
         magic, wid, seq, kind, aead, flags, _, zeros, check = struct.unpack_from("<8s16sIBBHQ16sQ", data)
         need(magic == b"MVPACK\0\x01" and check == xxhash.xxh3_64_intdigest(data[:56]), "header of a pack")
         need(name == (wid.hex(), f"{seq:06x}.{'?dm'[kind]}") and path.parent.parent.name == name[0][-2:], "name")
-        need(aead == flags == 0 and zeros == bytes(16), "header of a pack")
+        need(aead == self.encrypted and flags == 0 and zeros == bytes(16), "header of a pack")
         start, length, count, mac, flags, end = struct.unpack("<QII32sQ8s", data[-64:])
         need(end == b"MVPKEND1" and flags == 0 and start + length + 64 == len(data), "trailer of a pack")
         need(length == 48 * count and count <= 65535, "trailer of a pack")
@@ -209,9 +261,9 @@ class Reader:
     def points(self) -> dict[str, dict[str, Any]]:
         found = {}
         for path in sorted(self.root.glob("points/*")):
-            data = path.read_bytes()
-            if data == b"FENCE\n":
+            if path.read_bytes() == b"FENCE\n":
                 continue
+            data = self.opened(path, f"points/{path.name}")
             need(32 < len(data) <= 1 << 20 and self.check(data[:-32]) == data[-32:], f"check of {path.name}")
             fields: dict[str, Any] = json.loads(data[:-32])
             need(fields["format"] == 1, f"format of {path.name}")
@@ -231,4 +283,4 @@ class Reader:
 
 
 if __name__ == "__main__":
-    Reader(Path(sys.argv[1])).restore(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    Reader(Path(sys.argv[1]), os.environ.get("PASSPHRASE", "")).restore(sys.argv[2], sys.argv[3], Path(sys.argv[4]))

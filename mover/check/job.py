@@ -16,7 +16,7 @@ from mover.explain import look_ahead
 from mover.explain.outlook import live_endpoints
 from mover.failure import as_mover_error
 from mover.job import Job, SelectedVm
-from mover.run import chosen_schedule, join_pool, refuse_unsupported, selected_of, with_mode
+from mover.run import chosen_schedule, join_pool, selected_of, with_mode
 from mover.store import Store
 from protocol.errors import ProtocolError
 from protocol.nbd import Endpoint
@@ -29,10 +29,6 @@ async def check_job(
     """Look at everything that a run of `job` needs. Raises `UsageError` for an unknown schedule; all else is told."""
     chosen = chosen_schedule(job, schedule)
     findings = list(check_local(job))
-    try:
-        refuse_unsupported(job)
-    except MoverError as error:
-        findings.append(failed("job", error))
     store, told = open_store(job)
     findings += told
     to_read = 0

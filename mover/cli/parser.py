@@ -29,6 +29,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _verify(verbs)
     _prune(verbs)
     _units(verbs)
+    _key(verbs)
     _simulate(verbs)
     _demo(verbs)
     return parser.parse_args(arguments)
@@ -48,6 +49,15 @@ def _progress(parser: argparse.ArgumentParser) -> None:
 
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
+
+
+def _passphrase(parser: argparse.ArgumentParser, prefix: str = "", *, required: bool = False) -> None:
+    """Where the passphrase of an encrypted store comes from; with a prefix, another one."""
+    what = f"the {prefix.rstrip('-')} passphrase" if prefix else "the passphrase of an encrypted store"
+    source = parser.add_mutually_exclusive_group(required=required)
+    source.add_argument(f"--{prefix}passphrase-file", metavar="FILE", help=f"{what} is the first line of this file")
+    source.add_argument(f"--{prefix}passphrase-env", metavar="VARIABLE", help="… is in this variable")
+    source.add_argument(f"--{prefix}passphrase-command", metavar="COMMAND", help="… is what this command prints first")
 
 
 def _run(verbs: _Verbs[argparse.ArgumentParser]) -> None:
@@ -83,6 +93,7 @@ def _list(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser("list", help="list restore points")
     parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
     parser.add_argument("vm", nargs="?", metavar="VM", help="only those of this VM (name or UUID)")
+    _passphrase(parser)
     _json(parser)
 
 
@@ -90,6 +101,7 @@ def _show(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser("show", help="show one restore point: disks, sizes, how they were read and why")
     parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
     parser.add_argument("point", metavar="POINT", help='an id or its beginning, a VM (its newest point), or "latest"')
+    _passphrase(parser)
     _json(parser)
 
 
@@ -122,6 +134,7 @@ def _restore(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         "--template", action=argparse.BooleanOptionalAction, default=None, help="make a template (--job)"
     )
     _progress(parser)
+    _passphrase(parser)
     _json(parser)
 
 
@@ -141,6 +154,7 @@ def _serve(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     ):
         parser.add_argument(f"--tls-{name}", metavar="FILE", help=meaning)
     parser.add_argument("--insecure", action="store_true", help="allow an --address that others can reach without TLS")
+    _passphrase(parser)
     _json(parser)
 
 
@@ -150,6 +164,7 @@ def _verify(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--point", action="append", default=[], metavar="POINT", help="only this point; repeatable")
     parser.add_argument("--deep", action="store_true", help="decompress everything and compare it with its id")
     _progress(parser)
+    _passphrase(parser)
     _json(parser)
 
 
@@ -172,6 +187,7 @@ def _prune(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         help="for places whose lists lag behind, as some network file systems: twice the longest lag (default: 0s)",
     )
     _progress(parser)
+    _passphrase(parser)
     _json(parser)
 
 
@@ -180,6 +196,26 @@ def _units(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("job", metavar="JOB.toml")
     parser.add_argument("--to", metavar="DIR", help="write them there (/etc/systemd/system) instead of printing them")
     parser.add_argument("--user", action="store_true", help="for the systemd of this user (~/.config/systemd/user)")
+
+
+def _key(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("key", help="the passphrases of an encrypted store: add, remove, list, change")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, about in (
+        ("add", "let one more passphrase open the store"),
+        ("change", "put a new passphrase in the place of the one given; what is stored stays as it is"),
+        ("list", "the keys: one for each passphrase"),
+        ("remove", "let a passphrase open the store no longer"),
+    ):
+        sub = actions.add_parser(action, help=about)
+        sub.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
+        if action == "remove":
+            sub.add_argument("key", metavar="KEY", help="its id, as `mover key list` shows it")
+        if action in ("add", "change"):
+            sub.add_argument("--label", metavar="TEXT", help="what the key is for; anybody can read it")
+            _passphrase(sub, "new-", required=True)
+        _passphrase(sub)
+        _json(sub)
 
 
 def _simulate(verbs: _Verbs[argparse.ArgumentParser]) -> None:

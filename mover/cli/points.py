@@ -22,7 +22,7 @@ async def main(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    store = store_of(options.store)
+    store = store_of(options.store, options)
     points, damaged = store.readable_points()
     if options.vm:
         points = [point for point in points if options.vm in (point.record.vm_uuid, point.record.vm_name)]
@@ -43,7 +43,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    point = store_of(options.store).point(options.point)
+    point = store_of(options.store, options).point(options.point)
     if options.json:
         show(msgspec.json.encode(_fields(point)).decode())
         return 0

@@ -21,7 +21,7 @@ from mover.units import format_size
 
 async def main(options: argparse.Namespace) -> int:
     """Apply a job's retention, and give back the space of what no restore point needs."""
-    store = store_of(options.store)
+    store = store_of(options.store, options)
     going = _going(store, options.store)
     with open_view(options.progress, sys.stderr) as emit:
         forgotten = going if options.dry_run else store.forget(going)

@@ -31,7 +31,7 @@ async def main(options: argparse.Namespace) -> int:
         raise UsageError("--format is for restores to files (--to), not to a pool")
     job = job_of(options.job) if options.job is not None else None
     target = _pool_options(options, job)
-    store = store_of(options.store)
+    store = store_of(options.store, options)
     point = store.point(options.point)
     with open_view(options.progress, sys.stderr) as emit:
         emit(VmStarted(vm=point.record.vm_uuid, name=point.record.vm_name, strategy=point.record.strategy))

@@ -31,6 +31,7 @@ _MODULES = {
     "verify": "mover.cli.verify",
     "prune": "mover.cli.prune",
     "units": "mover.cli.units",
+    "key": "mover.cli.key",
     "simulate": "mover.cli.simulate",
     "demo": "mover.cli.demo",
 }

@@ -34,7 +34,7 @@ async def main(options: argparse.Namespace) -> int:
             "use --tls-certificate with --tls-client-ca; or leave --address out and forward the port with `ssh -L`; "
             "--insecure serves them all the same",
         )
-    store = store_of(options.store)
+    store = store_of(options.store, options)
     point = store.point(options.point)
     if not point.record.disks:
         raise NotFoundError(f"point {point.id} of {point.record.vm_name} has no disks")

@@ -23,7 +23,7 @@ _REPORT_EVERY = 0.2
 
 async def main(options: argparse.Namespace) -> int:
     """Check a store, or some of its points."""
-    store = store_of(options.store)
+    store = store_of(options.store, options)
     points = [store.point(wanted) for wanted in options.point] or None
     with open_view(options.progress, sys.stderr) as emit:
         damages = await verify(store, points, deep=options.deep, emit=emit)

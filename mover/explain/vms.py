@@ -10,7 +10,7 @@ from mover.errors import StoreMissingError
 from mover.explain.outlook import DiskOutlook, VmOutlook, outlook, together
 from mover.explain.snapshots import snapshots_of
 from mover.job import Job, Records, SelectedVm
-from mover.run import chosen_schedule, join_pool, refuse_unsupported, selected_of, with_mode
+from mover.run import chosen_schedule, join_pool, selected_of, with_mode
 from mover.storage import open_store
 from mover.store import Point, Store
 from protocol.xapi import Pool
@@ -20,7 +20,6 @@ async def explain(
     job: Job, *, schedule: str | None = None, vms: Sequence[str] = (), full: bool = False
 ) -> list[VmOutlook]:
     """What `run_job` would do, without doing any of it. Raises as `run_job` does."""
-    refuse_unsupported(job)
     chosen = chosen_schedule(job, schedule)
     store = _store(job)
     async with join_pool(job.pool) as (pool, _):

@@ -15,6 +15,7 @@ from mover.job.position import nearest, positions
 
 _LIMIT = 1 << 20
 _SECRET_ACCESS_KEY = ("secret-access-key-file", "secret-access-key-env", "secret-access-key-command")
+_PASSPHRASE = ("passphrase-file", "passphrase-env", "passphrase-command")
 _FOR_BUCKETS = ("endpoint", "region", "access-key-id", "ca-file", "retry-for")
 _PLACE = re.compile(r" \(at line ([0-9]+), column ([0-9]+)\)$")
 
@@ -71,6 +72,11 @@ def _cross_checks(job: Job, raw: dict[str, Any]) -> list[Complaint]:
                 " and ".join(sources) or "nothing",
                 "exactly one of password-file, password-env, password-command",
             )
+        )
+    passphrases = [name for name in _PASSPHRASE if name in raw["store"]]
+    if len(passphrases) > 1:
+        complaints.append(
+            Complaint(("store", passphrases[1]), " and ".join(passphrases), f"one of {', '.join(_PASSPHRASE)}")
         )
     if job.pool.ca_file and job.pool.fingerprint:
         complaints.append(Complaint(("pool", "fingerprint"), "also ca-file", "one of ca-file, fingerprint"))

@@ -3,6 +3,7 @@
 The format is described byte by byte in docs/FORMAT.md.
 """
 
+from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.point import Point, PointDisk, PointRecord
 from mover.store.prune import Patience, PruneReport
 from mover.store.reader import DiskReader
@@ -14,8 +15,10 @@ from mover.store.verify import Damage
 from mover.store.writer import Writer
 
 __all__ = [
+    "Cost",
     "Damage",
     "DiskReader",
+    "KeyRing",
     "Patience",
     "Point",
     "PointDisk",
@@ -23,6 +26,7 @@ __all__ = [
     "PruneReport",
     "S3Access",
     "Sealed",
+    "Slot",
     "Store",
     "Tree",
     "Writer",

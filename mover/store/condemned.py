@@ -44,7 +44,7 @@ def read_condemned(
         if (prune := parse_condemned(key)) is None:
             continue
         try:
-            found[prune] = decode_condemned(identity, backend.get(key))
+            found[prune] = decode_condemned(identity, identity.cipher.open(key, backend.get(key)))
         except ObjectMissingError:
             # That prune is done: its packs are gone, and whoever looks for them from now on sees that.
             continue

@@ -6,12 +6,13 @@ import json
 import re
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from blake3 import blake3
 
 from mover.errors import FormatTooNewError, StoreDamagedError
+from mover.store.cipher import AES_256_GCM
 from mover.store.page import FANOUT
 
 VERSION = 1
@@ -24,25 +25,31 @@ _FORMAT = "mover-store"
 
 @dataclass(frozen=True)
 class Config:
-    """`key` (32 bytes) is what all ids and checksums are derived from; `level` is zstd's, None for no compression."""
+    """`key` (32 bytes) is what all ids and checksums are derived from; `level` is zstd's, None for no compression.
+
+    Of an encrypted store the key is not in `store.json`: it is empty until it is unlocked, by the key `slot`.
+    """
 
     store_id: str
     chunk_size: int
-    key: bytes
+    key: bytes = field(repr=False)
     level: int | None
     pack_target: int = PACK_TARGET
+    encrypted: bool = False
+    slot: str = ""
 
 
-def new_config(chunk_size: int, compression: str) -> Config:
+def new_config(chunk_size: int, compression: str, *, encrypted: bool = False) -> Config:
     """The configuration of a new store. Raises `ValueError`."""
     _check_chunk_size(chunk_size)
-    return Config(secrets.token_hex(16), chunk_size, secrets.token_bytes(32), parse_compression(compression))
+    level = parse_compression(compression)
+    return Config(secrets.token_hex(16), chunk_size, secrets.token_bytes(32), level, encrypted=encrypted)
 
 
 def encode(config: Config) -> bytes:
     """Canonical JSON, with a checksum over itself."""
     fields: dict[str, Any] = {
-        "aead": "none",
+        "aead": AES_256_GCM if config.encrypted else "none",
         "chunk_size": config.chunk_size,
         "compression": "none" if config.level is None else f"zstd:{config.level}",
         "created": int(time.time()),
@@ -50,7 +57,7 @@ def encode(config: Config) -> bytes:
         "features": {"prune": [], "read": [], "write": []},
         "format": _FORMAT,
         "hash": "blake3",
-        "key": config.key.hex(),
+        "key": "" if config.encrypted else config.key.hex(),
         "pack_target": config.pack_target,
         "store_id": config.store_id,
         "version": VERSION,
@@ -77,7 +84,11 @@ def decode(location: str, data: bytes) -> Config:
         )
     if unknown := _unknown_features(features):
         raise FormatTooNewError(f"{location} uses {', '.join(unknown)}, which this program lacks", "use a newer mover")
-    if fields.get("aead") != "none" or fields.get("hash") != "blake3" or fields.get("fanout") != FANOUT:
+    if (
+        fields.get("aead") not in ("none", AES_256_GCM)
+        or fields.get("hash") != "blake3"
+        or fields.get("fanout") != FANOUT
+    ):
         raise FormatTooNewError(f"{location} uses a format this program does not know", "use a newer mover")
     try:
         return _config(fields)
@@ -93,9 +104,10 @@ def _config(fields: dict[str, Any]) -> Config:
     if not 1 << 16 <= target <= 1 << 29:
         raise ValueError("pack_target is out of range")
     key = bytes.fromhex(fields["key"])
-    if len(key) != 32 or not re.fullmatch("[0-9a-f]{32}", fields["store_id"]):
+    encrypted = fields["aead"] != "none"
+    if len(key) != (0 if encrypted else 32) or not re.fullmatch("[0-9a-f]{32}", fields["store_id"]):
         raise ValueError("key or store_id has the wrong length")
-    return Config(fields["store_id"], chunk_size, key, parse_compression(fields["compression"]), target)
+    return Config(fields["store_id"], chunk_size, key, parse_compression(fields["compression"]), target, encrypted)
 
 
 def parse_compression(text: str) -> int | None:

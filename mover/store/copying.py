@@ -12,7 +12,7 @@ from mover.store.backend import Backend
 from mover.store.identity import Identity
 from mover.store.names import PackName, SegmentName
 from mover.store.pack_writer import PackWriter, Written
-from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_RAW, PAGE, BadRecordError, Record
+from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_STORED, PAGE, BadRecordError, Record
 from mover.store.scrub import READ_AT_ONCE, Entry, runs
 from mover.store.segment import PackEntry
 from mover.store.writer import columns
@@ -39,11 +39,11 @@ class Copier:
 
         Raises `ObjectMissingError` if a pack is gone: another prune has moved what it held.
         """
-        buffer = memoryview(bytearray(READ_AT_ONCE + MAX_RAW + HEADER_LENGTH))
+        buffer = memoryview(bytearray(READ_AT_ONCE + MAX_STORED + HEADER_LENGTH))
         for name, entries in moving:
             for run in runs(entries):
                 start = run[0].offset
-                end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_RAW) for entry in run)
+                end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_STORED) for entry in run)
                 got = self._backend.read_into(name.key, start, buffer[: end - start])
                 self._append(name, run, buffer[:got])
 
@@ -55,7 +55,8 @@ class Copier:
         keys, rows = columns([one.entries for one in self._written])
         packs = [PackEntry(one.name, one.size) for one in self._written]
         name = SegmentName(0, self._wid, number)
-        if not self._backend.put(name.key, b"".join(segments.encode(self._identity, keys, rows, packs))):
+        data = b"".join(segments.encode(self._identity, keys, rows, packs))
+        if not self._backend.put(name.key, self._identity.cipher.seal(name.key, data)):
             raise StoreDamagedError(f"{name.key} exists already")
 
     def close(self) -> None:
@@ -85,7 +86,12 @@ class Copier:
         kind = entry.meta >> 24 & 15
         if kind not in self._identify or not records.check_sum(stored):
             raise BadRecordError("its checksum does not match")
-        if self._identify[kind](records.expand(payload, entry.meta, self._decompressor)) != entry.id:
+        if (
+            self._identify[kind](
+                records.expand(entry.id, payload, entry.meta, self._decompressor, self._identity.cipher)
+            )
+            != entry.id
+        ):
             raise BadRecordError("its content is not what its id says")
         return Record(entry.id, entry.meta, bytes(payload), records.stored_check(stored))
 

@@ -1,14 +1,17 @@
 """Who a piece of data is: keyed BLAKE3, with a key of its own for each kind of thing.
 
 A guest chooses what is in its chunks, so a chunk must never pass for a page of a tree: they are hashed under different
-keys, derived from the store's. In a plain store that key is public; it separates stores from each other.
+keys, derived from the store's. In a plain store that key is public; it separates stores from each other. In an
+encrypted store it is secret: then ids tell nothing, and checksums can be made by nobody else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blake3 import blake3
+
+from mover.store.cipher import AesGcm, Cipher, Plain
 
 ID_LENGTH = 32
 ZERO_ID = bytes(ID_LENGTH)
@@ -16,17 +19,20 @@ ZERO_ID = bytes(ID_LENGTH)
 
 @dataclass(frozen=True)
 class Identity:
-    """The derived keys of one store, 32 bytes each."""
+    """The derived keys of one store, 32 bytes each, and how what has an id or a checksum is sealed."""
 
-    chunk: bytes
-    page: bytes
-    blob: bytes
-    check: bytes
+    chunk: bytes = field(repr=False)
+    page: bytes = field(repr=False)
+    blob: bytes = field(repr=False)
+    check: bytes = field(repr=False)
+    cipher: Cipher
 
     @classmethod
-    def of(cls, store_key: bytes) -> Identity:
+    def of(cls, store_key: bytes, *, encrypted: bool) -> Identity:
         """Derive all from the store's key."""
-        return cls(*(_derive(store_key, name) for name in ("chunk", "page", "blob", "check")))
+        chunk, page, blob, check = (_derive(store_key, name) for name in ("chunk", "page", "blob", "check"))
+        cipher = AesGcm(_derive(store_key, "record"), _derive(store_key, "object")) if encrypted else Plain()
+        return cls(chunk, page, blob, check, cipher)
 
     def chunk_id(self, data: bytes | memoryview) -> bytes:
         """The id of a chunk's plain bytes."""

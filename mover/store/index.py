@@ -15,6 +15,7 @@ from mover.errors import StoreDamagedError
 from mover.store import segment as segments
 from mover.store.at_once import at_once
 from mover.store.backend import Backend, Mapping, ObjectMissingError
+from mover.store.cipher import BadSealError
 from mover.store.condemned import read_condemned
 from mover.store.identity import ID_LENGTH, Identity
 from mover.store.names import INDEX, PACKS, PackName, SegmentName, parse_segment
@@ -176,11 +177,13 @@ class Index:
     def add(self, name: SegmentName) -> None:
         """Use a segment that was just published. Its packs are as usable as they are in those it replaces."""
         try:
-            data = self.mapping.map(name.key)
+            data = _map(self.mapping, name)
         except ObjectMissingError:
             # Somebody has merged it already.
             self.reload()
             return
+        if isinstance(data, BadSealError):
+            raise StoreDamagedError(f"{self.backend.location}/{name.key} is damaged: {data}")
         segment = segments.parse(self.identity, data)
         with self._lock:
             view = self._view or load(self.backend, self.identity, self.mapping)
@@ -205,10 +208,12 @@ def _open_all(backend: Backend, identity: Identity, mapping: Mapping) -> IndexVi
     condemned, damaged = read_condemned(backend, identity)
     opened: dict[SegmentName, tuple[Segment, memoryview]] = {}
     names = [name for key, _ in backend.list(INDEX) if (name := parse_segment(key)) is not None]
-    for name, data in zip(names, at_once(backend.tuning, lambda name: mapping.map(name.key), names), strict=True):
+    for name, data in zip(names, at_once(backend.tuning, lambda name: _map(mapping, name), names), strict=True):
         try:
+            if isinstance(data, BadSealError):
+                raise data
             opened[name] = (segments.parse(identity, data), data)
-        except BadSegmentError as error:
+        except (BadSealError, BadSegmentError) as error:
             damaged.append((name.key, str(error)))
     replaced = {name for segment, _ in opened.values() for name in segment.replaces}
     sizes = dict(backend.list(PACKS)) if opened else {}
@@ -220,6 +225,13 @@ def _open_all(backend: Backend, identity: Identity, mapping: Mapping) -> IndexVi
             kept = [good and pack.name not in gone for good, pack in zip(usable, segment.packs, strict=True)]
             loaded.append(Loaded(name, segment, data, _mask(usable), _mask(kept)))
     return IndexView(_largest_first(loaded), tuple(damaged), gone)
+
+
+def _map(mapping: Mapping, name: SegmentName) -> memoryview | BadSealError:
+    try:
+        return mapping.map(name.key)
+    except BadSealError as error:
+        return error
 
 
 def _mask(good: Sequence[bool]) -> npt.NDArray[np.bool_] | None:

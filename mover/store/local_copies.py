@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from xxhash import xxh3_64
 
 from mover.errors import StoreIoError
-from mover.store.backend import Backend
 from mover.store.file_map import map_file
 
 _DAY = 86400.0
@@ -36,11 +36,18 @@ def cache_directory() -> str:
     return f"{base or tempfile.gettempdir()}/mover"
 
 
+class Source(Protocol):
+    """Where the objects are."""
+
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """At most `length` bytes from `offset` on; fewer at the end. Raises `ObjectMissingError`."""
+
+
 @dataclass(frozen=True)
 class LocalCopies:
     """Copies of objects of `backend` in `folder`. Any thread may use it."""
 
-    backend: Backend
+    backend: Source
     folder: Path
     clock: Callable[[], float] = time.time
 

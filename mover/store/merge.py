@@ -71,7 +71,7 @@ def rewrite(
 
 
 def _write(backend: Backend, identity: Identity, merging: _Merging, name: SegmentName) -> SegmentName | None:
-    upload = backend.create(name.key)
+    upload = identity.cipher.sealing(name.key, backend.create(name.key))
     try:
         hasher = identity.checker()
 

@@ -10,7 +10,7 @@ from xxhash import xxh3_64_intdigest
 from mover.store.identity import Identity
 from mover.store.names import PackName
 from mover.store.record import HEADER_LENGTH as RECORD_HEADER
-from mover.store.record import MAX_RAW
+from mover.store.record import MAX_RAW, MAX_STORED
 
 HEADER_LENGTH = 64
 TRAILER_LENGTH = 64
@@ -39,9 +39,9 @@ class Footer:
     end: int
 
 
-def encode_header(name: PackName, created_ms: int) -> bytes:
+def encode_header(name: PackName, created_ms: int, aead: int) -> bytes:
     """The first 64 bytes of a pack."""
-    fields = _HEADER.pack(_MAGIC, name.wid, name.seq, name.kind, 0, 0, created_ms, bytes(16))
+    fields = _HEADER.pack(_MAGIC, name.wid, name.seq, name.kind, aead, 0, created_ms, bytes(16))
     return fields + struct.pack("<Q", xxh3_64_intdigest(fields))
 
 
@@ -54,7 +54,7 @@ def parse_header(data: bytes) -> PackName:
         raise BadPackError("it does not begin like a pack")
     if struct.unpack_from("<Q", data, _HEADER.size)[0] != xxh3_64_intdigest(data[: _HEADER.size]):
         raise BadPackError("its header is damaged")
-    if aead:
+    if aead > 1:
         raise BadPackError("it is encrypted in a way this version does not know")
     return PackName(wid, seq, kind)
 
@@ -90,7 +90,7 @@ def parse_footer(identity: Identity, header: bytes, tail: bytes, size: int) -> F
         raise BadPackError("its footer is damaged")
     position = HEADER_LENGTH
     for _, start, length, meta, _ in ENTRY.iter_unpack(entries):
-        if start != position or length > MAX_RAW or meta & 0xFFFFFF > MAX_RAW:
+        if start != position or length > MAX_STORED or meta & 0xFFFFFF > MAX_RAW:
             raise BadPackError("its footer does not describe its records")
         position = start + RECORD_HEADER + length
     if position != offset:

@@ -31,10 +31,10 @@ class Written:
 class _Open:
     """A pack that takes records."""
 
-    def __init__(self, name: PackName, upload: Upload) -> None:
+    def __init__(self, name: PackName, upload: Upload, aead: int) -> None:
         self.name = name
         self.upload = upload
-        self.header = pack.encode_header(name, int(time.time() * 1000))
+        self.header = pack.encode_header(name, int(time.time() * 1000), aead)
         self.entries: list[bytes] = []
         self.length = pack.HEADER_LENGTH
         upload.write([self.header])
@@ -166,7 +166,7 @@ class PackWriter:
         name = PackName(self._wid, seq, kind)
         upload = self._backend.create(name.key)
         try:
-            self._open[kind] = _Open(name, upload)
+            self._open[kind] = _Open(name, upload, self._identity.cipher.number)
         except BaseException:
             upload.abort()
             raise

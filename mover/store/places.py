@@ -9,8 +9,10 @@ from urllib.parse import unquote, urlsplit
 
 from mover.errors import UsageError
 from mover.store.backend import Backend, Mapping
+from mover.store.cipher import AesGcm, Cipher
 from mover.store.directory import DirectoryBackend
 from mover.store.local_copies import LocalCopies, cache_directory
+from mover.store.opened import Opened
 from mover.store.probe import refuse_unfit
 from mover.store.s3.access import S3Access, split_url
 from mover.store.s3.backend import S3Backend
@@ -45,8 +47,12 @@ def open_backend(where: Place, *, make: bool = False, s3: S3Access | None = None
     return directory
 
 
-def mapping_for(backend: Backend, store_id: str) -> Mapping:
-    """Where the index is mapped from: the back end itself if its objects are files, otherwise copies here."""
-    if isinstance(backend, Mapping):
-        return backend
-    return LocalCopies(backend, Path(cache_directory(), store_id))
+def mapping_for(backend: Backend, store_id: str, cipher: Cipher) -> Mapping:
+    """Where the index is mapped from: the back end itself if its objects are files, otherwise copies here.
+
+    Of an encrypted store copies are kept that are not encrypted: see docs/encryption.md for what they tell.
+    """
+    folder = Path(cache_directory(), store_id)
+    if isinstance(cipher, AesGcm):
+        return LocalCopies(Opened(backend, cipher), folder)
+    return backend if isinstance(backend, Mapping) else LocalCopies(backend, folder)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from mover.store.cipher import BadSealError
 from mover.store.identity import ID_LENGTH, Identity
 from mover.store.names import PointName
 
@@ -75,23 +76,31 @@ class Point:
     record: PointRecord
 
 
-def encode(identity: Identity, record: PointRecord) -> bytes:
-    """JSON with sorted keys, then 32 bytes of checksum. Raises `ValueError` if it is larger than a point may be."""
+def encode(identity: Identity, name: PointName, record: PointRecord) -> bytes:
+    """JSON with sorted keys, then 32 bytes of checksum, sealed as `name`.
+
+    Raises `ValueError` if it is larger than a point may be.
+    """
     for disk in record.disks:
         if len(disk.root) != ID_LENGTH or disk.size < 0:
             raise ValueError(f"disk {disk.position} has no proper root")
     if len(record.metadata) not in (0, ID_LENGTH):
         raise ValueError("the metadata's id has not the length of an id")
     data = msgspec.json.encode(record, order="sorted")
-    if len(data) + ID_LENGTH > MAX_LENGTH:
-        raise ValueError(f"a restore point has at most {MAX_LENGTH} bytes, this one {len(data) + ID_LENGTH}")
-    return data + identity.checksum(data)
+    sealed = identity.cipher.seal(name.key, data + identity.checksum(data))
+    if len(sealed) > MAX_LENGTH:
+        raise ValueError(f"a restore point has at most {MAX_LENGTH} bytes, this one {len(sealed)}")
+    return sealed
 
 
 def decode(identity: Identity, name: PointName, data: bytes) -> Point:
     """Check and read a restore point. Raises `BadPointError`."""
     if not ID_LENGTH < len(data) <= MAX_LENGTH:
         raise BadPointError(f"it has {len(data)} bytes")
+    try:
+        data = identity.cipher.open(name.key, data)
+    except BadSealError as error:
+        raise BadPointError(str(error)) from error
     body, check = data[:-ID_LENGTH], data[-ID_LENGTH:]
     if identity.checksum(body) != check:
         raise BadPointError("its checksum does not match")

@@ -171,7 +171,8 @@ class Prune:
         """From now on nobody who begins to write counts on these packs."""
         # The store may have been moved to another server since it was made.
         refuse_overwriting(self._backend)
-        self._backend.put(condemned_key(self.wid), encode_condemned(self._identity, plan.doomed))
+        key = condemned_key(self.wid)
+        self._backend.put(key, self._identity.cipher.seal(key, encode_condemned(self._identity, plan.doomed)))
 
     def _settle(self) -> None:
         """Until lists show everything that was there when this was called."""

@@ -9,8 +9,11 @@ import zstandard
 from xxhash import xxh3_64_intdigest
 
 from mover.store.backend import Buffer
+from mover.store.cipher import BadSealError, Cipher
 
 MAX_RAW = 4 << 20
+# A payload may be longer than what is in it: encrypted ones are padded, and have a nonce and a tag.
+MAX_STORED = MAX_RAW + 1024
 HEADER_LENGTH = 56
 
 CHUNK = 1
@@ -53,14 +56,19 @@ def unpack_meta(meta: int) -> tuple[int, int, int]:
     return meta & 0xFFFFFF, meta >> 24 & 15, meta >> 28
 
 
-def seal(id: bytes, kind: int, data: bytes | memoryview, compressor: zstandard.ZstdCompressor | None) -> Record:
+def seal(
+    id: bytes, kind: int, data: bytes | memoryview, compressor: zstandard.ZstdCompressor | None, cipher: Cipher
+) -> Record:
     """Make the record of `data`. A frame that saves less than 1/32 is not worth decompressing: stored raw."""
     length = len(data)
+    payload: Buffer = data
+    meta = pack_meta(length, kind, RAW)
     if compressor is not None:
         frame = compressor.compress(data)
         if len(frame) <= length - (length >> 5):
-            return Record(id, pack_meta(length, kind, ZSTD), frame, xxh3_64_intdigest(frame))
-    return Record(id, pack_meta(length, kind, RAW), data, xxh3_64_intdigest(data))
+            payload, meta = frame, pack_meta(length, kind, ZSTD)
+    payload = cipher.seal_record(id, meta, payload)
+    return Record(id, meta, payload, xxh3_64_intdigest(payload))
 
 
 def compressor(level: int) -> zstandard.ZstdCompressor:
@@ -99,11 +107,17 @@ def stored_check(stored: memoryview) -> int:
     return check
 
 
-def expand(data: memoryview, meta: int, decompressor: zstandard.ZstdDecompressor) -> bytes | memoryview:
-    """The plain bytes of a payload, exactly as long as `meta` says. Raises `BadRecordError`."""
+def expand(
+    id: bytes, stored: memoryview, meta: int, decompressor: zstandard.ZstdDecompressor, cipher: Cipher
+) -> bytes | memoryview:
+    """The plain bytes of the payload of the record `id`, exactly as long as `meta` says. Raises `BadRecordError`."""
     raw_length, _, codec = unpack_meta(meta)
     if raw_length > MAX_RAW:
         raise BadRecordError(f"it claims {raw_length} bytes")
+    try:
+        data = cipher.open_record(id, meta, stored)
+    except BadSealError as error:
+        raise BadRecordError(str(error)) from error
     plain: bytes | memoryview
     if codec == RAW:
         plain = data

@@ -53,6 +53,7 @@ class Records:
         self._ahead = ReadAhead(backend, pack_target) if backend.tuning.requests > 1 else None
         self._index = index
         self._context = _Context()
+        self._cipher = identity.cipher
         self._identify = {CHUNK: identity.chunk_id, PAGE: identity.page_id, BLOB: identity.blob_id}
 
     def id_of(self, data: bytes | memoryview, kind: int) -> bytes:
@@ -123,7 +124,7 @@ class Records:
     def _fetch(self, run: Sequence[Wanted]) -> memoryview | ObjectMissingError:
         """The bytes of a run, as far as they are there; valid until this thread's next call."""
         start = run[0].at.offset
-        if run[0].at.length > records.MAX_RAW:
+        if run[0].at.length > records.MAX_STORED:
             raise StoreDamagedError(
                 f"the index of {self._backend.location} is damaged: it gives the record {run[0].id.hex()} "
                 f"{run[0].at.length} bytes",
@@ -166,7 +167,7 @@ class Records:
 
     def _open(self, stored: memoryview, one: Wanted, kind: int) -> bytes | memoryview:
         payload = records.payload(stored, one.id, one.at.meta)
-        plain = records.expand(payload, one.at.meta, self._context.decompressor)
+        plain = records.expand(one.id, payload, one.at.meta, self._context.decompressor, self._cipher)
         if one.at.meta >> 24 & 15 != kind or self._identify[kind](plain) != one.id:
             raise BadRecordError("its content is not what its id says")
         return plain
@@ -190,7 +191,7 @@ def _continues(run: Sequence[Wanted], one: Wanted, tuning: Tuning) -> bool:
     end = last.offset + HEADER_LENGTH + last.length
     return (
         one.at.pack == first.pack
-        and one.at.length <= records.MAX_RAW
+        and one.at.length <= records.MAX_STORED
         and one.at.offset - end <= tuning.gap
         and one.at.offset - first.offset <= tuning.run
     )

@@ -12,7 +12,7 @@ from mover.store.backend import Backend, ObjectMissingError
 from mover.store.identity import Identity
 from mover.store.names import PackName
 from mover.store.pack import BadPackError
-from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_RAW, PAGE, BadRecordError
+from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_STORED, PAGE, BadRecordError
 
 READ_AT_ONCE = 4 << 20
 _GAP = 64 << 10
@@ -98,16 +98,20 @@ class Scrub:
 
     def _records(self, report: PackReport, entries: Sequence[Entry]) -> None:
         decompressor = record.decompressor()
+
+        def expand(entry: Entry, payload: memoryview) -> bytes | memoryview:
+            return record.expand(entry.id, payload, entry.meta, decompressor, self.identity.cipher)
+
         identify = {
             CHUNK: self.identity.chunk_id,
             PAGE: self.identity.page_id,
             BLOB: self.identity.blob_id,
         }
         report.checked = len(entries)
-        buffer = memoryview(bytearray(READ_AT_ONCE + MAX_RAW + HEADER_LENGTH))
+        buffer = memoryview(bytearray(READ_AT_ONCE + MAX_STORED + HEADER_LENGTH))
         for run in runs(entries):
             start = run[0].offset
-            end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_RAW) for entry in run)
+            end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_STORED) for entry in run)
             try:
                 got = self.backend.read_into(report.name.key, start, buffer[: end - start])
             except StoreIoError as error:
@@ -123,7 +127,7 @@ class Scrub:
                     kind = entry.meta >> 24 & 15
                     if kind not in identify:
                         raise BadRecordError(f"its kind {kind} is unknown")
-                    if self.deep and identify[kind](record.expand(payload, entry.meta, decompressor)) != entry.id:
+                    if self.deep and identify[kind](expand(entry, payload)) != entry.id:
                         raise BadRecordError("its content is not what its id says")
                 except BadRecordError as error:
                     report.bad[entry.id] = f"at byte {entry.offset}: {error}"
@@ -138,6 +142,6 @@ def runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
             yield run
             run = []
         run.append(entry)
-        end = entry.offset + HEADER_LENGTH + min(entry.length, MAX_RAW)
+        end = entry.offset + HEADER_LENGTH + min(entry.length, MAX_STORED)
     if run:
         yield run

@@ -49,6 +49,7 @@ class Sealer:
 
     def __init__(self, identity: Identity, chunk_size: int, level: int | None, add: Add) -> None:
         self._key = identity.chunk
+        self._cipher = identity.cipher
         self._chunk_size = chunk_size
         self._add = add
         self._zeros = bytes(chunk_size)
@@ -74,7 +75,7 @@ class Sealer:
                 fresh[id] = chunk
         new = stored = 0
         if fresh:
-            compressor = self._compressors.mine
-            written, stored = self._add(list(fresh), lambda id: records.seal(id, CHUNK, fresh[id], compressor))
+            compressor, cipher = self._compressors.mine, self._cipher
+            written, stored = self._add(list(fresh), lambda id: records.seal(id, CHUNK, fresh[id], compressor, cipher))
             new = sum(len(fresh[id]) for id in written)
         return Sealed(b"".join(ids), zero, len(view) - zero - new, new, stored)

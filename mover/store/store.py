@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from mover.errors import NotFoundError, StoreDamagedError, StoreMissingError, UsageError
+from mover.errors import (
+    NotEncryptedError,
+    NotFoundError,
+    PassphraseError,
+    StoreDamagedError,
+    StoreMissingError,
+    UsageError,
+)
 from mover.store import config as configs
 from mover.store import point as points
 from mover.store.at_once import at_once
@@ -14,8 +21,9 @@ from mover.store.condemned import refuse_damaged_condemnations
 from mover.store.config import Config
 from mover.store.identity import Identity
 from mover.store.index import Index
+from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.lease import Lease
-from mover.store.names import POINTS, STORE, PointName, new_writer_id, parse_point
+from mover.store.names import KEYS, POINTS, STORE, PointName, new_writer_id, parse_point
 from mover.store.pages import PageCache
 from mover.store.places import Place, mapping_for, open_backend
 from mover.store.point import BadPointError, Point
@@ -27,6 +35,7 @@ from mover.store.roots import forget
 from mover.store.s3.access import S3Access
 from mover.store.verify import Damage, Verification
 from mover.store.writer import Writer
+from protocol.secret import Secret
 
 # The shortest prefix of a point's id that is taken for one.
 _SHORTEST = 4
@@ -38,35 +47,60 @@ class Store:
     def __init__(self, backend: Backend, config: Config) -> None:
         self.config = config
         self._backend = backend
-        self._identity = Identity.of(config.key)
-        self._index = Index(backend, self._identity, mapping_for(backend, config.store_id))
+        self._identity = Identity.of(config.key, encrypted=config.encrypted)
+        self._index = Index(backend, self._identity, mapping_for(backend, config.store_id, self._identity.cipher))
         self._records = Records(backend, self._identity, self._index, config.pack_target)
         self._cache = PageCache(self._records)
 
     @classmethod
     def create(
-        cls, where: Place, *, chunk_size: int = 64 << 10, compression: str = "zstd:1", s3: S3Access | None = None
+        cls,
+        where: Place,
+        *,
+        chunk_size: int = 64 << 10,
+        compression: str = "zstd:1",
+        passphrase: Secret | None = None,
+        cost: Cost | None = None,
+        s3: S3Access | None = None,
     ) -> Store:
         """Make a store: `where` is a path, a `file://` or `s3://` URL, or a back end. `chunk_size`, in bytes, stays.
 
-        `s3` says how to reach a bucket. Raises `UsageError` if there is a store already or the settings are wrong,
+        With a passphrase it is encrypted, for good; `cost` is what trying a passphrase takes. `s3` says how to reach a
+        bucket. Raises `UsageError` if there is a store already or the settings are wrong,
         `StoreUnfitError` if the server ignores what a store rests on, `StoreFullError`, `StoreIoError`.
         """
         try:
-            config = configs.new_config(chunk_size, compression)
+            config = configs.new_config(chunk_size, compression, encrypted=passphrase is not None)
         except ValueError as error:
             raise UsageError(str(error)) from error
         backend = open_backend(where, make=True, s3=s3)
         config = replace(config, pack_target=backend.tuning.pack_target)
-        if not backend.put(STORE, configs.encode(config)):
+        description = configs.encode(config)
+        ring = KeyRing(backend, config.store_id, description)
+        # The key first: a store that exists can be opened.
+        slot = None if passphrase is None else ring.add(config.key, passphrase, cost=cost)
+        if not backend.put(STORE, description):
+            if slot is not None:
+                backend.delete(f"{KEYS}{slot.id}")
             raise UsageError(f"there is a store at {backend.location} already")
         return cls(backend, config)
 
     @classmethod
-    def open(cls, where: Place, *, s3: S3Access | None = None) -> Store:
+    def open(
+        cls,
+        where: Place,
+        *,
+        passphrase: Secret | None = None,
+        encrypted: bool = False,
+        s3: S3Access | None = None,
+    ) -> Store:
         """Open a store. `s3` says how to reach a bucket.
 
-        Raises `StoreMissingError`, `FormatTooNewError`, `StoreDamagedError`, `StoreIoError`.
+        `passphrase` is for stores that are encrypted. With `encrypted` others are refused: whoever can write to the
+        place could put a store there that is not, and wait for what comes.
+
+        Raises `StoreMissingError`, `FormatTooNewError`, `StoreDamagedError`, `StoreIoError`, `PassphraseError`,
+        `NotEncryptedError`.
         """
         backend = open_backend(where, s3=s3)
         try:
@@ -77,7 +111,26 @@ class Store:
                     f"{backend.location} holds restore points but no store.json", "copy this file back from elsewhere"
                 ) from error
             raise StoreMissingError(f"there is no store at {backend.location}") from error
-        return cls(backend, configs.decode(backend.location, data))
+        config = configs.decode(backend.location, data)
+        if config.encrypted:
+            config = _unlock(backend, config, data, passphrase)
+        elif encrypted:
+            raise NotEncryptedError(
+                f"the store at {backend.location} is not encrypted",
+                "whether a store is encrypted is decided when it is made: name another place, or give no passphrase",
+            )
+        return cls(backend, config)
+
+    @property
+    def keys(self) -> KeyRing:
+        """The passphrases of an encrypted store. Raises `NotEncryptedError`."""
+        if not self.config.encrypted:
+            raise NotEncryptedError(f"the store at {self.location} is not encrypted")
+        return KeyRing(self._backend, self.config.store_id, self._backend.get(STORE, 0, configs.MAX_LENGTH))
+
+    def add_passphrase(self, passphrase: Secret, label: str = "", cost: Cost | None = None) -> Slot:
+        """Let one more passphrase open this store. Nothing that is stored is written anew."""
+        return self.keys.add(self.config.key, passphrase, label, cost)
 
     @property
     def location(self) -> str:
@@ -174,6 +227,8 @@ class Store:
         found, damaged = self.readable_points()
         if only is None:
             yield from damaged
+            if self.config.encrypted:
+                yield from (Damage(key, reason, ()) for key, reason in self.keys.slots()[1])
             self._index.mapping.renew()
         verification = Verification(
             self._backend, self._identity, self._index.reload(), self._cache, self.chunk_size, deep, progress
@@ -231,3 +286,14 @@ class Store:
             return None
         except BadPointError as error:
             return Damage(name.key, str(error), ())
+
+
+def _unlock(backend: Backend, config: Config, description: bytes, passphrase: Secret | None) -> Config:
+    if passphrase is None:
+        raise PassphraseError(
+            f"the store at {backend.location} is encrypted: it takes a passphrase",
+            "a job names it with passphrase-file, -env or -command in [store]; the command line with "
+            "--passphrase-file, -env or -command, or the variable MOVER_PASSPHRASE",
+        )
+    key, slot = KeyRing(backend, config.store_id, description).unlock(passphrase)
+    return replace(config, key=key, slot=slot)

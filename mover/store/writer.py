@@ -94,7 +94,7 @@ class Writer:
         if len(data) > MAX_RAW:
             raise ValueError(f"a blob has at most {MAX_RAW} bytes, this one {len(data)}")
         id = self._identity.blob_id(data)
-        self._add(META, [id], lambda id: records.seal(id, BLOB, data, self._compressors.mine))
+        self._add(META, [id], lambda id: records.seal(id, BLOB, data, self._compressors.mine, self._identity.cipher))
         return id
 
     def tree(
@@ -139,7 +139,7 @@ class Writer:
                 # Whoever asked for it was told that it failed; that is no reason to take its number.
                 self._put_point(self._undecided)
             self.flush()
-            data = points.encode(self._identity, record)
+            data = points.encode(self._identity, PointName(self.wid, self._next_point), record)
             return points.decode(self._identity, self._put_point(data), data).id
 
     def _put_point(self, data: bytes) -> PointName:
@@ -202,7 +202,7 @@ class Writer:
         ids = [self._identity.page_id(data) for data in encoded]
         by_id = dict(zip(ids, encoded, strict=True))
         # Ids are as good as random: compressing them would only cost.
-        self._add(META, list(by_id), lambda id: records.seal(id, PAGE, by_id[id], None))
+        self._add(META, list(by_id), lambda id: records.seal(id, PAGE, by_id[id], None, self._identity.cipher))
         return ids
 
     def _recut(self, id: bytes, length: int) -> bytes:
@@ -228,7 +228,7 @@ class Writer:
             keys, rows = columns([one.entries for one in packs])
             entries = [PackEntry(one.name, one.size) for one in packs]
             name = SegmentName(0, self.wid, self._next_segment)
-            upload = self._backend.create(name.key)
+            upload = self._identity.cipher.sealing(name.key, self._backend.create(name.key))
             try:
                 upload.write(segments.encode(self._identity, keys, rows, entries))
                 if not upload.commit():

@@ -19,7 +19,10 @@ from mover.store import Store
 from tests.store_fixtures import noise, point_of, write_disk
 
 MOVER = [sys.executable, "-m", "mover"]
-VERBS = ("run", "check", "explain", "list", "show", "restore", "serve", "verify", "prune", "units", "simulate", "demo")
+VERBS = (
+    *("run", "check", "explain", "list", "show", "restore", "serve", "verify", "prune", "key", "units"),
+    *("simulate", "demo"),
+)
 METADATA = VmMetadata(
     vm={"name_label": "web"},
     vbds={},

@@ -14,7 +14,8 @@ from mover.store.identity import Identity
 from mover.store.names import DATA, META, PackName, PointName, SegmentName, parse_pack, parse_point, parse_segment
 from mover.store.segment import ROW, PackEntry, Segment, keys_of
 
-IDENTITY = Identity.of(bytes(range(32)))
+IDENTITY = Identity.of(bytes(range(32)), encrypted=False)
+CIPHER = IDENTITY.cipher
 PACKS = [PackEntry(PackName(bytes([number] * 16), number, DATA), 1000 + number) for number in range(3)]
 
 
@@ -73,9 +74,10 @@ WHOLE_SEGMENT = make([random.Random(number).randbytes(32) for number in range(20
 ENTRIES = b"".join(
     pack.ENTRY.pack(bytes([number] * 32), 64 + 156 * number, 100, 100 | 1 << 24, 0) for number in range(4)
 )
-PACK_HEADER = pack.encode_header(PackName(b"w" * 16, 3, META), 12345)
+PACK_HEADER = pack.encode_header(PackName(b"w" * 16, 3, META), 12345, 0)
 PACK_TAIL = pack.encode_tail(IDENTITY, PACK_HEADER, ENTRIES, 64 + 156 * 4)
-POINT = point.encode(IDENTITY, point.PointRecord(vm_uuid="u", vm_name="n", created=1.5, disks=[]))
+RECORD = point.PointRecord(vm_uuid="u", vm_name="n", created=1.5, disks=[])
+POINT = point.encode(IDENTITY, PointName(b"w" * 16, 0), RECORD)
 
 
 def damage(data: st.DataObject, whole: bytes) -> bytes:
@@ -134,18 +136,20 @@ def test_points_with_a_right_checksum_and_wrong_content(body: bytes) -> None:
 
 @given(st.binary(max_size=5000), st.booleans())
 def test_records_come_back(plain: bytes, compressed: bool) -> None:
-    made = record.seal(IDENTITY.chunk_id(plain), record.CHUNK, plain, record.compressor(1) if compressed else None)
+    compressor = record.compressor(1) if compressed else None
+    made = record.seal(IDENTITY.chunk_id(plain), record.CHUNK, plain, compressor, CIPHER)
     stored = memoryview(made.header + bytes(made.payload))
     assert record.check_sum(stored)
     assert len(made.payload) <= len(plain)
-    assert record.expand(record.payload(stored, made.id, made.meta), made.meta, record.decompressor()) == plain
+    payload = record.payload(stored, made.id, made.meta)
+    assert record.expand(made.id, payload, made.meta, record.decompressor(), CIPHER) == plain
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=300), st.integers(0, 2**32 - 1))
 def test_no_payload_makes_a_record_fail(payload: bytes, meta: int) -> None:
     try:
-        plain = record.expand(memoryview(payload), meta, record.decompressor())
+        plain = record.expand(bytes(32), memoryview(payload), meta, record.decompressor(), CIPHER)
     except record.BadRecordError:
         return
     assert len(plain) == meta & 0xFFFFFF
@@ -154,8 +158,9 @@ def test_no_payload_makes_a_record_fail(payload: bytes, meta: int) -> None:
 def test_a_frame_that_swells_is_stopped() -> None:
     """16 MiB of zeros make a small frame; it claims to be 1000 bytes."""
     bomb = record.compressor(1).compress(bytes(16 << 20))
+    meta = record.pack_meta(1000, record.CHUNK, record.ZSTD)
     with pytest.raises(record.BadRecordError):
-        record.expand(memoryview(bomb), record.pack_meta(1000, record.CHUNK, record.ZSTD), record.decompressor())
+        record.expand(bytes(32), memoryview(bomb), meta, record.decompressor(), CIPHER)
 
 
 @given(st.binary(min_size=16, max_size=16), st.integers(0, 2**24 - 1), st.sampled_from([DATA, META]), st.integers(0, 9))

@@ -55,8 +55,8 @@ wrong is said at once, each with file, line, column, key, what was found and wha
 job is active at a time on a machine, and snapshots on the pool are tagged with it: renaming a job leaves its last
 snapshots behind, and the next run reads in full.
 
-Read but not carried out yet, and refused so that nobody counts on it: `strategy = "xva"` and the passphrases of
-`[store]`.
+With a passphrase in `[store]` the store is encrypted when the first run makes it, and one that is not encrypted is
+refused. Whoever has lost the passphrase has lost the store: see [encryption.md](encryption.md).
 
 A run in which every VM succeeded forgets the restore points of this job that `[retention]` does not keep, never the
 newest of a VM and never the one that the next incremental starts from. Their space comes back with `mover prune JOB`,

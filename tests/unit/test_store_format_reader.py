@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -10,13 +11,17 @@ from pathlib import Path
 import pytest
 
 from mover.store import Store
+from protocol.secret import Secret
 from tests import format_reader
+from tests.crypt_fixtures import PASSPHRASE, create
 from tests.store_fixtures import CHUNK, back_up, noise, point_of, read_disk, restore, small_packs, text, write_disk
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
 @pytest.mark.parametrize("compression", ["zstd:1", "none"])
-def test_a_second_reader_restores_every_point(tmp_path: Path, compression: str) -> None:
-    store = small_packs(Store.create(tmp_path / "store", compression=compression))
+def test_a_second_reader_restores_every_point(tmp_path: Path, compression: str, encrypted: bool) -> None:
+    make = create if encrypted else Store.create
+    store = small_packs(make(tmp_path / "store", compression=compression))
     rng = random.Random(1)
     data = bytearray(300 * CHUNK + 12345)
     for chunk in rng.sample(range(301), 60):
@@ -34,7 +39,7 @@ def test_a_second_reader_restores_every_point(tmp_path: Path, compression: str) 
         expected[writer.commit(point_of(root, len(data), 2, metadata=blob))] = bytes(data)
     expected[back_up(store, b"x" * 10, 3)] = b"x" * 10
 
-    reader = format_reader.Reader(tmp_path / "store")
+    reader = format_reader.Reader(tmp_path / "store", PASSPHRASE.reveal() if encrypted else "")
     assert set(reader.points()) == set(expected)
     for number, (point, content) in enumerate(expected.items()):
         reader.restore(point, "0", tmp_path / f"{number}.raw")
@@ -55,6 +60,19 @@ def test_it_runs_alone(tmp_path: Path) -> None:
     assert imports
     assert not [line for line in imports if "mover" in line or "protocol" in line]
     assert len(script.read_text().splitlines()) <= 300
+
+
+def test_it_opens_a_store_with_any_of_its_passphrases_and_no_other(tmp_path: Path) -> None:
+    store = create(tmp_path / "store")
+    point = back_up(store, noise(1, 70000))
+    store.add_passphrase(Secret("größer"))
+    script = Path(format_reader.__file__)
+    command = [sys.executable, "-I", script, tmp_path / "store", point, "0", tmp_path / "out.raw"]
+    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PASSPHRASE": "größer"})
+    assert (tmp_path / "out.raw").read_bytes() == noise(1, 70000)
+    for wrong in ("", "grösser"):
+        with pytest.raises(format_reader.Wrong, match="no key opens"):
+            format_reader.Reader(tmp_path / "store", wrong)
 
 
 def test_root_names_content_however_it_was_written(tmp_path: Path) -> None:

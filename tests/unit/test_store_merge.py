@@ -19,7 +19,7 @@ from mover.store.segment import ROW, PackEntry, keys_of
 from tests.format_reader import Reader
 from tests.store_fixtures import CHUNK, back_up, files_of, noise, restore, text
 
-IDENTITY = Identity.of(bytes(32))
+IDENTITY = Identity.of(bytes(32), encrypted=False)
 
 
 def test_many_runs_leave_few_segments(tmp_path: Path) -> None:
