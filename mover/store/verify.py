@@ -141,7 +141,7 @@ class Verification:
                 return report, size
             return scrub.records(name, entries), sum(entry.length for entry in entries)
 
-        threads = os.cpu_count() or 1
+        threads = max(os.cpu_count() or 1, self.backend.tuning.requests)
         with ThreadPoolExecutor(threads, "mover-verify") as pool:
             while batch := [one for _, one in zip(range(2 * threads), work, strict=False)]:
                 for report, checked in pool.map(check, batch):

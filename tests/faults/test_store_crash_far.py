@@ -23,7 +23,7 @@ from tests.store_fixtures import CHUNK, back_up, noise, point_of, restore, small
 __all__ = ["place", "weed"]
 
 # Moments looked at; a nightly run looks at all of them several times.
-MOMENTS = int(os.environ.get("MOVER_FAR_CRASHES", "14"))
+MOMENTS = int(os.environ.get("MOVER_FAR_CRASHES", "8"))
 
 # A put of an object, a delete (None), or a note of the test (the key alone).
 Request = tuple[str, bytes | None, bool]

@@ -112,11 +112,11 @@ def scene(folder: Path, weed: Weed, size: int) -> Iterator[Scene]:
 
 
 def test_run_list_verify_restore_prune(tmp_path: Path, weed: Weed) -> None:
-    with scene(tmp_path, weed, 96 * MiB) as here:
-        here.tell("fill", vdi=here.vdi, offset=0, length=70 * MiB, kind="random")
+    with scene(tmp_path, weed, 48 * MiB) as here:
+        here.tell("fill", vdi=here.vdi, offset=0, length=46 * MiB, kind="random")
         here.mover("run", here.job)
         assert here.restored() == here.disk()
-        here.tell("fill", vdi=here.vdi, offset=5 * MiB, length=40 * MiB, kind="random")
+        here.tell("fill", vdi=here.vdi, offset=2 * MiB, length=40 * MiB, kind="random")
         here.mover("run", here.job)
         disk = here.disk()
         points = json.loads(here.mover("list", here.job, "--json"))
@@ -137,7 +137,11 @@ def test_run_list_verify_restore_prune(tmp_path: Path, weed: Weed) -> None:
 def test_memory_is_bounded(tmp_path: Path, weed: Weed) -> None:
     with scene(tmp_path, weed, 260 * MiB) as here:
         here.tell("fill", vdi=here.vdi, offset=0, length=250 * MiB, kind="random")
-        for verb in (["run", here.job], ["restore", here.job, "latest", "--to", tmp_path / "out"]):
+        for verb in (
+            ["run", here.job],
+            ["restore", here.job, "latest", "--to", tmp_path / "out"],
+            ["verify", here.job, "--deep"],
+        ):
             command = [*MOVER, *map(str, verb), "--progress", "none"]
             environment = {**os.environ, "POOL_PASSWORD": here.pool["password"]}
             done = subprocess.run(
@@ -170,6 +174,7 @@ def test_killed_while_it_uploads(tmp_path: Path, weed: Weed) -> None:
         assert list(here.store.verify(deep=True)) == []
 
 
+@pytest.mark.slow
 def test_the_server_goes_away_while_it_runs(tmp_path: Path) -> None:
     with serving() as own, scene(tmp_path, own, 80 * MiB) as here:
         here.tell("fill", vdi=here.vdi, offset=0, length=75 * MiB, kind="random")

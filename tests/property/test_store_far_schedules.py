@@ -21,7 +21,7 @@ from tests.far_memory import Far, FarBackend
 from tests.property.test_store_prune_schedules import CASTS, Play, beginning, everybody
 from tests.store_schedules import Actor, MemoryBackend, play
 
-SCHEDULES = int(os.environ.get("MOVER_PRUNE_SCHEDULES", "300")) // 3
+SCHEDULES = int(os.environ.get("MOVER_PRUNE_SCHEDULES", "300")) // 5
 ENOUGH = 2000
 LAG = 25
 
@@ -117,7 +117,7 @@ def release_anyway(self: Writer) -> None:
 
 
 MUTATIONS: dict[str, tuple[Any, str, Any, float, int]] = {
-    "the lease is given back though a commit is undecided": (Writer, "_release", release_anyway, 0.15, 0),
+    "the lease is given back though a commit is undecided": (Writer, "_release", release_anyway, 0.25, 0),
     "a prune does not wait for lists to settle": (Prune, "_settle", lambda self: None, 0.0, LAG),
 }
 
