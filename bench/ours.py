@@ -6,7 +6,7 @@ import mmap
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,18 @@ from mover.restore.disk_stream import import_disk
 from mover.restore.files import restore_to_files
 from mover.run import run_job
 from mover.simulator.sparse import data_of
-from mover.source import Source
+from mover.source import Source, Take
+from mover.source.assemble import zeros
 from mover.source.nbd import NbdSource
 from mover.source.raw import RawSource
+from mover.source.vhd import VhdSource, open_vhd
+from mover.source.xva import Skip, Target, XvaSource, open_xva
 from mover.store import Point, PointDisk, PointRecord, Store
 from protocol.arena import Arena
 from protocol.extent import Extent, align, merge, split, total
 from protocol.nbd import Block, Budget, Endpoint, NbdReader, open_reader
 from protocol.secret import Secret
-from protocol.xapi import Pool, Transfers, Trust, connect, nbd_endpoints, open_transfers
+from protocol.xapi import Pool, Trust, connect, nbd_endpoints, open_transfers
 
 MiB = 1 << 20
 SLOTS = 24
@@ -98,13 +101,14 @@ async def back_up(
     connections: int = 4,
     extents: Sequence[Sequence[int]] | None = None,
     merging: bool = True,
-    stream: bool = False,
+    stream: str | None = None,
     new: bool = True,
     compare: str | None = None,
 ) -> Facts:
     """Read extents (all: None) of a disk into a store and commit a restore point.
 
-    What is not read is zeros. `stream` reads over HTTP; `new` makes the store; `compare` is a root (hex) in it that is
+    What is not read is zeros. `stream` (raw, vhd or xva) reads over HTTP; `new` makes the store; `compare` is a root
+    (hex) in it that is
     likely to be the same. The time is from opening or making the store to the commit, connecting included.
     """
     started = time.perf_counter()
@@ -113,14 +117,16 @@ async def back_up(
         writer = stack.enter_context(opened.writer())
         executor = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 2))
         if stream:
-            source, size = await stack.enter_async_context(_raw_source(place))
+            source, size = await stack.enter_async_context(_STREAMS[stream](place, executor))
         else:
             reader = await stack.enter_async_context(_reader(place, connections))
             source, size = NbdSource(reader, Pace(0), merge_gaps=merging), reader.size
-        wanted = _extents(extents, size)
+        wanted = source.held if isinstance(source, _Vhd) else _extents(extents, size)
         root = bytes.fromhex(compare) if compare else None
         tree = writer.tree(size, compare=root, compare_size=size if root else 0)
         intake = Intake(writer, tree, wanted, size, opened.chunk_size, executor, lambda counts: None)
+        if isinstance(source, _Xva):
+            source.skip = intake.skip
         crossed = await source.deliver(wanted, Arena(SLOTS), intake.take)
         root = intake.finish()
         disk = PointDisk(position="0", name="disk", vdi_uuid="", size=size, root=root)
@@ -313,14 +319,63 @@ async def _joined(place: Place) -> AsyncIterator[tuple[Pool, str]]:
 
 
 @asynccontextmanager
-async def _raw_source(place: Place) -> AsyncIterator[tuple[Source, int]]:
+async def _raw_source(place: Place, executor: Executor) -> AsyncIterator[tuple[Source, int]]:
     async with _joined(place) as (pool, vdi), open_transfers(pool) as transfers:
         size = int(await pool.call("VDI.get_virtual_size", vdi))
-        yield _raw(transfers, vdi, size), size
+        yield RawSource(transfers, vdi, size, Pace(0)), size
 
 
-def _raw(transfers: Transfers, vdi: str, size: int) -> Source:
-    return RawSource(transfers, vdi, size, Pace(0))
+class _Vhd:
+    """What differs from an empty disk."""
+
+    def __init__(self, source: VhdSource) -> None:
+        self._source = source
+        self.held = align(source.head.allocated(), 2 * MiB, source.head.size)
+
+    async def deliver(self, extents: Sequence[Extent], arena: Arena, take: Take) -> int:
+        """See `mover.source.Source`."""
+        return await self._source.deliver(extents, arena, take)
+
+
+@asynccontextmanager
+async def _vhd_source(place: Place, executor: Executor) -> AsyncIterator[tuple[Source, int]]:
+    async with _joined(place) as (pool, vdi), open_transfers(pool) as transfers:
+        base = await pool.call("VDI.get_by_uuid", place["base"])
+        async with open_vhd(transfers, vdi, base, executor, Pace(0), zeros) as source:
+            yield _Vhd(source), source.head.size
+
+
+class _Xva:
+    """The one disk of a VM."""
+
+    def __init__(self, source: XvaSource, ref: str, size: int) -> None:
+        self.skip: Skip | None = None
+        self._source = source
+        self._ref = ref
+        self._size = size
+
+    async def deliver(self, extents: Sequence[Extent], arena: Arena, take: Take) -> int:
+        """See `mover.source.Source`."""
+
+        async def nothing() -> None:
+            pass
+
+        assert self.skip is not None
+        await self._source.deliver({self._ref: Target(self._size, take, self.skip, nothing, nothing)}, arena)
+        return self._source.received
+
+
+@asynccontextmanager
+async def _xva_source(place: Place, executor: Executor) -> AsyncIterator[tuple[Source, int]]:
+    async with _joined(place) as (pool, vdi), open_transfers(pool) as transfers:
+        size = int(await pool.call("VDI.get_virtual_size", vdi))
+        vm = await pool.call("VM.get_by_uuid", place["snapshot"])
+        async with open_xva(transfers, vm, "none", executor, Pace(0)) as source:
+            (ref,) = [item.id for item in source.ova.objects if item.cls == "VDI"]
+            yield _Xva(source, ref, size), size
+
+
+_STREAMS = {"raw": _raw_source, "vhd": _vhd_source, "xva": _xva_source}
 
 
 async def snapshot(place: Place) -> Facts:
@@ -335,4 +390,5 @@ async def snapshot(place: Place) -> Facts:
             record = await pool.call("VBD.get_record", vbd)
             if record["type"] == "Disk":
                 vdis.append(await pool.call("VDI.get_uuid", record["VDI"]))
-    return {"seconds": 0.0, "vdis": vdis}
+        uuid = await pool.call("VM.get_uuid", taken)
+    return {"seconds": 0.0, "vdis": vdis, "snapshot": uuid}

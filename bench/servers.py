@@ -10,7 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,26 @@ def nbdkit(*arguments: str) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class SimulatedPool:
-    """`where` is what `mover simulate --json` printed."""
+    """`where` is what `mover simulate --json` printed; `vdis` the first disk (UUID) of each VM by its name."""
 
     where: dict[str, Any]
+    vdis: dict[str, str] = field(default_factory=dict)
 
     def steer(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """One operation of its steering port. Raises `OSError` if it was refused."""
         body = json.dumps({"op": operation, **arguments}).encode()
         with urllib.request.urlopen(urllib.request.Request(self.where["steering"], body, method="POST")) as answer:
             return json.loads(answer.read())
+
+    def make_vm(self, name: str, sizes: list[int]) -> dict[str, Any]:
+        """A VM with empty disks of these sizes in bytes: its UUID as `vm`, theirs as `vdis`."""
+        made = self.steer("make_vm", name=name, sizes=sizes)
+        self.vdis[name] = made["vdis"][0]
+        return made
+
+    def copy_in(self, vdi: str, image: Path, start: int = 0, length: int | None = None) -> None:
+        """Write the data of a file, from byte `start` on, into a disk."""
+        self.steer("copy_in", vdi=vdi, path=str(image), start=start, length=length)
 
     def job(self, folder: Path, store: Path, more: str = "") -> Path:
         """The file of a job for all its VMs into `store`."""

@@ -1,4 +1,4 @@
-"""A disk as a raw stream over HTTP into a store, beside the same disk of the same pool over NBD."""
+"""A disk as a stream over HTTP into a store: raw, as a VHD of differences, as an XVA; beside the same disk over NBD."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from collections.abc import Callable, Iterator
 from bench.child import call
 from bench.measure import Case, Sample, interleave, ratios_to_ours, seconds_of
 from bench.registry import Scenario, Setting
-from bench.servers import nbdkit, simulated_pool
+from bench.servers import simulated_pool
 
 BAR = 0.8
+_STREAMS = ("raw", "vhd", "xva")
 
 
 def run(setting: Setting) -> Iterator[Case]:
-    """Neither with TLS. Both servers are the simulated pool; nbdkit tells what a fast one would give."""
+    """A case for each kind of stream. Neither side with TLS; the server of both is the simulated pool."""
     image = setting.image()
-    case = Case(f"raw stream of {setting.mib} MiB and NBD, from a simulated pool")
+    size = image.stat().st_size
     with (
         setting.scratch() as scratch,
         simulated_pool(scratch / "pool", "--nbd", "insecure", "--plain-http") as pool,
-        nbdkit("file", str(image)) as port,
     ):
-        made = pool.steer("make_vm", name="vm", sizes=[image.stat().st_size])
+        made = pool.make_vm("vm", [size])
+        empty = call("snapshot", place={"pool": pool.where, "vm": made["vm"]}).facts
         pool.copy_in(made["vdis"][0], image)
-        taken = call("snapshot", place={"pool": pool.where, "vm": made["vm"]})
-        place = {"pool": pool.where, "vdi": taken.facts["vdis"][0]}
+        taken = call("snapshot", place={"pool": pool.where, "vm": made["vm"]}).facts
+        place = {
+            "pool": pool.where,
+            "vdi": taken["vdis"][0],
+            "base": empty["vdis"][0],
+            "snapshot": taken["snapshot"],
+        }
         store = scratch / "store"
 
-        def into_store(**arguments: object) -> Callable[[], Sample]:
+        def into_store(stream: str | None) -> Callable[[], Sample]:
             def once() -> Sample:
                 shutil.rmtree(store, ignore_errors=True)
-                return call("back_up", store=str(store), **arguments)
+                return call("back_up", store=str(store), place=place, stream=stream)
 
             return once
 
-        stream = into_store(place=place, stream=True)
-        samples = interleave(
-            setting.rounds,
-            {
-                "raw stream": stream,
-                "NBD": into_store(place=place),
-                "NBD from nbdkit": into_store(place={"ports": [port]}),
-            },
-        )
-        last = stream()
-        found = call("compare", store=str(store), point=last.facts["point"], images=[str(image)])
-        case.failures += found.facts["failures"]
-    case.series = seconds_of(samples)
-    ratios_to_ours(case, {"NBD": BAR}, ours="raw stream")
-    case.check_rss(samples["raw stream"])
-    yield case
+        for kind in _STREAMS:
+            case = Case(f"{kind} stream of {setting.mib} MiB, beside NBD")
+            ours = into_store(kind)
+            samples = interleave(setting.rounds, {kind: ours, "NBD": into_store(None)})
+            point = ours().facts["point"]
+            case.failures += call("compare", store=str(store), point=point, images=[str(image)]).facts["failures"]
+            case.series = seconds_of(samples)
+            ratios_to_ours(case, {"NBD": BAR}, ours=kind)
+            case.check_rss(samples[kind])
+            yield case
 
 
-SCENARIOS = (Scenario("http", "a raw HTTP stream into the store, beside NBD from the same pool", run),)
+SCENARIOS = (Scenario("http", "raw, VHD and XVA streams into the store, beside NBD from the same pool", run),)

@@ -43,18 +43,18 @@ def run(setting: Setting) -> Iterator[Case]:
 
 def _on_pool(setting: Setting, name: str, extents: list[Extent], disk: Path, scratch: Path) -> Iterator[Case]:
     latencies = (0,) if setting.tiny else (0, 10) if setting.small else (0, 2, 10, 20)
-    with _pool_with(disk, extents, scratch) as (steer, place):
+    with _pool_with(disk, scratch) as (steer, place):
         for latency in latencies:
             steer("network", latency=latency / 1000)
             yield _case(setting, f"{name}, pool, {latency} ms", place, extents, disk, scratch, exact=False)
 
 
 @contextmanager
-def _pool_with(disk: Path, extents: list[Extent], scratch: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _pool_with(disk: Path, scratch: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A pool without TLS that has a snapshot with the content of `disk`."""
     with simulated_pool(scratch / "pool", "--nbd", "insecure", "--plain-http") as pool:
-        made = pool.steer("make_vm", name="vm", sizes=[disk.stat().st_size])
-        pool.copy_in(made["vdis"][0], disk, extents)
+        made = pool.make_vm("vm", [disk.stat().st_size])
+        pool.copy_in(made["vdis"][0], disk)
         taken = call("snapshot", place={"pool": pool.where, "vm": made["vm"]})
         yield pool.steer, {"pool": pool.where, "vdi": taken.facts["vdis"][0]}
 

@@ -23,8 +23,8 @@ def run_four(setting: Setting) -> Iterator[Case]:
     with setting.scratch() as scratch, simulated_pool(scratch / "pool", *_OPEN) as pool:
         image = setting.image()
         for number, name in enumerate(names):
-            made = pool.steer("make_vm", name=name, sizes=[each * MiB])
-            pool.copy_part(made["vdis"][0], image, number * each * MiB, each * MiB)
+            made = pool.make_vm(name, [each * MiB])
+            pool.copy_in(made["vdis"][0], image, number * each * MiB % image.stat().st_size, each * MiB)
         store = scratch / "store"
         job = str(pool.job(scratch, store, _WITHOUT_BASE))
 
@@ -57,7 +57,7 @@ def run_many(setting: Setting) -> Iterator[Case]:
     names = [f"vm{number}" for number in range(count)]
     with setting.scratch() as scratch, simulated_pool(scratch / "pool", *_OPEN) as pool:
         for number, name in enumerate(names):
-            vdi = pool.steer("make_vm", name=name, sizes=[size])["vdis"][0]
+            vdi = pool.make_vm(name, [size])["vdis"][0]
             pool.steer("fill", vdi=vdi, offset=(number % 16) * MiB, length=MiB, kind="text")
         store = scratch / "store"
         job = str(pool.job(scratch, store, _WITHOUT_BASE))

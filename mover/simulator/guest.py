@@ -20,7 +20,7 @@ from mover.simulator.granules import granules
 from mover.simulator.sparse import copy_range, data_of, read_range
 from mover.simulator.storage import Disks
 from protocol.cbt import GRANULE
-from protocol.extent import Extent, align, merge, split
+from protocol.extent import Extent, align, clip, merge, split
 
 _PAGE = 4096
 _PIECE = 1 << 20
@@ -126,6 +126,16 @@ class Guest:
                 for run in self._disks.runs(self._uuid, extent.offset, extent.length):
                     if run.fd is not None:
                         copy_range(run.fd, file.fileno(), run.file_offset, run.length)
+
+    def copy_in(self, source: Path, start: int = 0, length: int | None = None) -> None:
+        """Write what a file holds from byte `start` on, from the disk's first byte on; its holes are left out."""
+        with source.open("rb", buffering=0) as file:
+            end = min(start + (length or self._disks.size(self._uuid)), source.stat().st_size)
+            for extent in clip(data_of(file.fileno(), end), end):
+                if extent.end > start:
+                    first = max(extent.offset, start)
+                    for piece in split([Extent(first, extent.end - first)], _PIECE):
+                        self.write(piece.offset - start, read_range(file.fileno(), piece.offset, piece.length))
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ class Steering:
             "scatter": self._scatter,
             "write_files": self._write_files,
             "granules": self._granules,
+            "copy_in": self._copy_in,
             "dump": self._dump,
             "digest": self._digest,
             "network": self._network,
@@ -98,6 +99,9 @@ class Steering:
         if told.get("clear"):
             log.clear()
         return {"granules": granules}
+
+    def _copy_in(self, told: Arguments) -> None:
+        self._simulator.guest(told["vdi"]).copy_in(Path(told["path"]), told.get("start", 0), told.get("length"))
 
     def _dump(self, told: Arguments) -> Any:
         """Every byte of a disk into a sparse file."""
