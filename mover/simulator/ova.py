@@ -61,7 +61,7 @@ def ova_xml(database: Database, wanted: Wanted, names: dict[str, str], of_vm: Re
 
 def member(name: str, content: bytes, moment: int | None = None) -> bytes:
     """A file of a tar. `moment` is in seconds since 1970, now if it is None."""
-    return _tar_header(name, len(content), moment) + content + bytes(-len(content) % _BLOCK)
+    return tar_header(name, len(content), moment) + content + bytes(-len(content) % _BLOCK)
 
 
 def _document(database: Database, wanted: Wanted, names: dict[str, str], of_vm: Record) -> Value:
@@ -131,7 +131,8 @@ def _renamed(value: Value, names: dict[str, str]) -> Value:
     return value
 
 
-def _tar_header(name: str, size: int, moment: int | None) -> bytes:
+def tar_header(name: str, size: int, moment: int | None) -> bytes:
+    """The header of a file in a tar; see `member`."""
     header = bytearray(_BLOCK)
     header[: len(name)] = name.encode()
     if moment is None:

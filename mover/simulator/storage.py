@@ -169,10 +169,11 @@ class Disks:
 
     def read(self, uuid: str, offset: int, length: int) -> bytes:
         """The bytes themselves."""
-        return b"".join(
+        pieces = [
             bytes(run.length) if run.fd is None else read_range(run.fd, run.file_offset, run.length)
             for run in self.runs(uuid, offset, length)
-        )
+        ]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def write(self, uuid: str, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes. Raises StorageError 44 if full.

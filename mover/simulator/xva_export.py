@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import xxhash
 import zstandard
 
-from mover.simulator.ova import TAR_END, member
+from mover.simulator.ova import TAR_END, member, tar_header
 from mover.simulator.storage import Disks
 from protocol.extent import align
 
@@ -86,7 +86,10 @@ class XvaExport:
             check = member(f"{name}.xxhash", xxhash.xxh64(data).hexdigest().upper().encode(), 0)
         else:
             check = member(f"{name}.checksum", hashlib.sha1(data, usedforsecurity=False).hexdigest().encode(), 0)
-        await self._write(member(name, data, 0) + check)
+        # Not joined: a copy of every block is what a benchmark would see.
+        await self._write(tar_header(name, len(data), 0))
+        await self._write(data)
+        await self._write(bytes(-len(data) % 512) + check)
 
     async def _write(self, data: bytes) -> None:
         packed = self._packer.compress(data)
