@@ -1,13 +1,16 @@
 """Backups by XVA and VHD streams alone, from the first full to a restore; nothing is set up on the hosts."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from mover.backup.metadata import decode
 from mover.errors import JobError
+from mover.events import AnyEvent, DiskProgress
 from mover.job import Job, parse_job
-from mover.simulator import Options
+from mover.run import run_job
+from mover.simulator import XENSERVER_7_1, Options
 from mover.simulator.faults import HttpFault
 from protocol.xva.ova import parse_ova
 from tests.pool_fixtures import GRANULE, MiB, Site, fill_some, site
@@ -337,3 +340,48 @@ async def test_a_disk_too_large_for_a_vhd(tmp_path: Path):
                 here.store.disk(disk.root, disk.size).read_into(offset, view)
                 assert view == here.simulator.disks.read(large, offset, MiB)
             here.simulator.guest(large).write(1500 << 30, b"the middle" * 100)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [Options(release=XENSERVER_7_1), Options(xva_keep_alive=True), Options(tls=False), Options(hosts=1, nbd="both")],
+    ids=["XenServer 7.1, SHA-1", "keep-alive blocks", "plain HTTP", "NBD refuses everybody"],
+)
+async def test_pools_of_every_kind(tmp_path: Path, options: Options):
+    async with site(tmp_path, options) as here:
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        for number in range(2):
+            assert (await here.run(xva(here))).exit_code == 0, here.events
+            assert [plan.mode for plan in here.planned()] == ["incremental" if number else "full"] * 2
+            assert await here.restored(here.store.points()[-1]) == [here.content(vdi) for vdi in vdis]
+            here.simulator.guest(vdis[0]).scatter(5, 8192)
+
+
+@pytest.mark.parametrize("increment", [False, True])
+async def test_who_interrupts_a_stream_finds_everything_clean(tmp_path: Path, increment: bool):
+    async with site(tmp_path) as here:
+        (vdi,) = here.simulator.vdis_of(here.simulator.make_vm("web", [64 * MiB]))
+        here.simulator.guest(vdi).fill(0, 60 * MiB, "random")
+        if increment:
+            assert (await here.run(xva(here))).exit_code == 0
+            here.simulator.guest(vdi).fill(0, 60 * MiB, "random")
+        before = here.snapshots()
+        begun = asyncio.Event()
+
+        def watch(event: AnyEvent) -> None:
+            if isinstance(event, DiskProgress) and event.done:
+                begun.set()
+
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(run_job(xva(here), emit=watch))
+            await begun.wait()
+            running.cancel()
+        assert running.cancelled()
+        assert here.snapshots() == before
+        database = here.simulator.pool.database
+        assert not [task for _, task in database.items("task") if task["status"] == "pending"]
+        assert database.refs("session") == []
+        assert (await here.run(xva(here))).exit_code == 0
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi)]
+        assert list(here.store.verify(deep=True)) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import socket
 import ssl
@@ -717,3 +718,8 @@ async def test_metadata_shorter_than_its_length() -> None:
         async with joined(server) as (_, transfers):
             with pytest.raises(XapiError, match="INTERNAL_ERROR"):
                 await transfers.export_metadata("OpaqueRef:vm")
+
+
+def test_hosts_may_be_silent_for_half_an_hour() -> None:
+    """They attach disks and compress zeros without a word; that nothing comes any more, the task tells."""
+    assert inspect.signature(open_transfers).parameters["inactivity"].default >= 30 * 60
