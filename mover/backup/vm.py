@@ -12,8 +12,10 @@ from mover.backup.copy import LiveDisk
 from mover.backup.hooks import around_snapshot
 from mover.backup.session import Session
 from mover.events import Note
+from mover.history import samples
 from mover.job import SelectedVm
 from mover.store import Point, PointRecord
+from mover.unusual import unusual
 from protocol.errors import ProtocolError
 
 # How long cleaning up on the pool may take once a backup has failed or was interrupted.
@@ -34,6 +36,7 @@ async def back_up_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> st
         await _clean_up(session, vm, points)
         raise
     await _settle(session, vm, taken, record)
+    _tell_unusual(session, vm, points, record)
     return point
 
 
@@ -73,6 +76,13 @@ async def _snapshot_and_copy(
         metadata=await _put_metadata(session, vm, about, taken, ova_xml),
         disks=done,
     ), taken
+
+
+def _tell_unusual(session: Session, vm: SelectedVm, points: Sequence[Point], record: PointRecord) -> None:
+    """Warn if so much changed, or so little compressed, as never: it may not be this VM's owner who wrote that."""
+    made = samples([*((point.id, point.record) for point in points), ("", record)])
+    for words in unusual(made[:-1], made[-1]):
+        _warn(session, vm, words)
 
 
 def _warn(session: Session, vm: SelectedVm, message: str, disk: str | None = None) -> None:

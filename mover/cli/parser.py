@@ -28,6 +28,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _serve(verbs)
     _verify(verbs)
     _prune(verbs)
+    _report(verbs)
     _units(verbs)
     _key(verbs)
     _simulate(verbs)
@@ -189,6 +190,13 @@ def _prune(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     _progress(parser)
     _passphrase(parser)
     _json(parser)
+
+
+def _report(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("report", help="a page of plots: what changed, was read and stored over time")
+    parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
+    parser.add_argument("vm", nargs="?", metavar="VM", help="only this VM (name or UUID)")
+    parser.add_argument("--html", required=True, metavar="FILE", help="where the page goes; it needs no other file")
 
 
 def _units(verbs: _Verbs[argparse.ArgumentParser]) -> None:

@@ -69,13 +69,19 @@ class Summary:
                 vm.name, vm.outcome, vm.point = event.name, event.outcome, event.point
                 vm.error, vm.hint, vm.seconds = event.error, event.hint, event.seconds
             case Note(level="warning"):
-                value.warnings.append(event.message)
+                value.warnings.append(self._about(event))
             case RunFinished():
                 value.outcome, value.exit_code, value.seconds = event.outcome, event.exit_code, event.seconds
                 value.read, value.stored, value.finished = event.read, event.stored, now
                 value.error, value.hint = event.error, event.hint
             case _:
                 pass
+
+    def _about(self, note: Note) -> str:
+        """The words of a warning, with the VM that they are about."""
+        name = self._vm(note.vm).name if note.vm in self.value.vms else note.vm
+        where = name if note.disk is None else f"{name}/{note.disk}"
+        return note.message if name is None or note.message.startswith(name) else f"{where}: {note.message}"
 
     def _vm(self, uuid: str) -> VmSummary:
         return self.value.vms.setdefault(uuid, VmSummary(uuid=uuid, name=uuid))
