@@ -14,6 +14,11 @@ _STORE_OR_JOB = "a store (path or URL) or a job file, whose store it then is"
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; `options.verb` says what to do. Exits with 2 on a wrong one, with 0 after --help."""
+    return build_parser().parse_args(arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser: the man page and the shells' completion are made from it, too."""
     parser = argparse.ArgumentParser(
         prog="mover", description="Agentless backup and restore of XCP-ng / XenServer virtual machines."
     )
@@ -33,7 +38,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     _key(verbs)
     _simulate(verbs)
     _demo(verbs)
-    return parser.parse_args(arguments)
+    return parser
 
 
 _Verbs = argparse._SubParsersAction  # the type has no public name
@@ -197,6 +202,7 @@ def _report(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
     parser.add_argument("vm", nargs="?", metavar="VM", help="only this VM (name or UUID)")
     parser.add_argument("--html", required=True, metavar="FILE", help="where the page goes; it needs no other file")
+    _passphrase(parser)
 
 
 def _units(verbs: _Verbs[argparse.ArgumentParser]) -> None:

@@ -15,7 +15,7 @@ from mover.report.html import page
 
 async def main(options: argparse.Namespace) -> int:
     """Write a page about a store's restore points."""
-    store = store_of(options.store)
+    store = store_of(options.store, options)
     points, damaged = store.readable_points()
     if options.vm:
         points = [point for point in points if options.vm in (point.record.vm_uuid, point.record.vm_name)]
