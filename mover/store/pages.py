@@ -85,8 +85,9 @@ class StoredTree:
     def ids(self, level: int, number: int) -> bytes:
         """The 128 ids of page `number` of `level`; above the root, what a taller tree of this content would have."""
         if level <= self.root_level:
-            if level == self.root_level:
+            if level or level == self.root_level:
                 return self._cache.get(level, self.id(level, number))
+            # Leaves beside each other lie together; pages further up have their leaves between them.
             siblings = self.ids(level + 1, number // FANOUT)
             return self._cache.get_beside(level, siblings[number % FANOUT * ID_LENGTH :][:ID_LENGTH], siblings)
         if level == self.root_level + 1 and number == 0:

@@ -16,9 +16,11 @@ BLOCK = 4 << 20
 # Blocks at hand or under way: what bounds memory.
 _KEPT = 12
 _AHEAD = 4
-# Packs of which it is remembered how far they were read; how far from there counts as reading on, and how often.
+# Packs of which it is remembered how far they were read; what begins so near that, before it because several threads
+# read one disk together, or after it, is reading on; and so often makes it worth it.
 _REMEMBERED = 64
-_NEAR = 1 << 20
+_BEFORE = 8 << 20
+_AFTER = 1 << 20
 _OFTEN = 2
 
 _Block = tuple[str, int]
@@ -65,8 +67,8 @@ class ReadAhead:
 
     def _reads_on(self, key: str, start: int, end: int) -> bool:
         """Whether this and the reads of the object before it began near where others ended; under the lock."""
-        last, times = self._ends.pop(key, (-_NEAR - 1, 0))
-        times = times + 1 if abs(start - last) <= _NEAR else 0
+        last, times = self._ends.pop(key, (-_AFTER - 1, 0))
+        times = times + 1 if -_BEFORE <= start - last <= _AFTER else 0
         self._ends[key] = max(end, last) if times else end, times
         while len(self._ends) > _REMEMBERED:
             self._ends.popitem(last=False)
