@@ -104,15 +104,17 @@ async def back_up(
     stream: str | None = None,
     new: bool = True,
     compare: str | None = None,
+    passphrase: str | None = None,
 ) -> Facts:
     """Read extents (all: None) of a disk into a store and commit a restore point.
 
-    What is not read is zeros. `stream` (raw, vhd or xva) reads over HTTP; `new` makes the store; `compare` is a root
-    (hex) in it that is
-    likely to be the same. The time is from opening or making the store to the commit, connecting included.
+    What is not read is zeros. `stream` (raw, vhd or xva) reads over HTTP; `new` makes the store, encrypted if there is a
+    `passphrase`; `compare` is a root (hex) in it that is likely to be the same. The time is from opening or making the
+    store to the commit, connecting included.
     """
     started = time.perf_counter()
-    opened = Store.create(store) if new else Store.open(store)
+    secret = Secret(passphrase) if passphrase else None
+    opened = Store.create(store, passphrase=secret) if new else Store.open(store, passphrase=secret)
     async with AsyncExitStack() as stack:
         writer = stack.enter_context(opened.writer())
         executor = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 2))
@@ -192,9 +194,9 @@ async def restore_stream(store: str, target: str | None = None) -> Facts:
     return {"seconds": time.perf_counter() - started, "written": sink.written, "failures": failures}
 
 
-async def compare(store: str, point: str, images: Sequence[str]) -> Facts:
+async def compare(store: str, point: str, images: Sequence[str], passphrase: str | None = None) -> Facts:
     """Read every disk of a point back and compare it with a file. Holes of both are not looked at."""
-    opened = Store.open(store)
+    opened = Store.open(store, passphrase=Secret(passphrase) if passphrase else None)
     found = opened.point(point)
     problems: list[str] = []
     for disk, image in zip(_by_position(found), images, strict=True):

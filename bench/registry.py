@@ -14,7 +14,19 @@ from bench.inputs import make_image
 from bench.measure import Case
 from bench.peers import find_peer
 
-_GROUPS = ("full", "unchanged", "tls", "incremental", "connections", "restore", "http", "sparse", "vms", "start")
+_GROUPS = (
+    "full",
+    "unchanged",
+    "tls",
+    "incremental",
+    "connections",
+    "restore",
+    "http",
+    "sparse",
+    "vms",
+    "start",
+    "encrypted",
+)
 
 
 @dataclass(frozen=True)
