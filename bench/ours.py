@@ -111,8 +111,8 @@ async def back_up(
     """Read extents (all: None) of a disk into a store and commit a restore point.
 
     What is not read is zeros. `stream` (raw, vhd or xva) reads over HTTP; `new` makes the store, encrypted if there is
-    a `passphrase`; `compare` is a root (hex) in it that is likely to be the same. The time is from opening or making the
-    store to the commit, connecting included; that of unlocking is none to speak of, `unlock` measures it.
+    a `passphrase`; `compare` is a root (hex) in it that is likely to be the same. The time is from opening or making
+    the store to the commit, connecting included; that of unlocking is none to speak of, `unlock` measures it.
     """
     started = time.perf_counter()
     secret = Secret(passphrase) if passphrase else None
