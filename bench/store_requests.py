@@ -4,6 +4,7 @@
 
 For each size: a full backup of a disk whose chunks compress to 0.46, an incremental of 1 % of its chunks at random
 places, one of nothing, restores, a check, and a prune of the first point. Two sizes give what is fixed and what grows.
+And a large disk of which only the tree is made, and some chunks scattered over it change.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.store_backends import Weed, serving
 CHUNK = 64 << 10
 SLOT = 2 << 20
 TIB = 1 << 40
+SCATTERED_OVER = 256 << 30
 
 
 def chunk() -> bytes:
@@ -94,6 +96,32 @@ def measure(weed: Weed, size: int) -> dict[str, dict[str, int]]:
     return counted
 
 
+def measure_scattered(weed: Weed, size: int, changes: Sequence[int]) -> dict[int, dict[str, int]]:
+    """Requests of incrementals of a disk of `size` bytes, by how many chunks changed. Its full has no chunks."""
+    at = weed.backend()
+    store, chunks, at_once = Store.create(at), size // CHUNK, 1 << 13
+    with store.writer() as writer:
+        tree = writer.tree(size)
+        for first in range(0, chunks, at_once):
+            tree.put(first, os.urandom(32 * min(at_once, chunks - first)))
+            tree.advance(first)
+        disk = PointDisk(position="0", name="disk", vdi_uuid="vdi", size=size, root=tree.finish())
+        writer.commit(PointRecord(vm_uuid="vm", vm_name="vm", created=0, metadata=b"", disks=[disk]))
+    counted = {}
+    for count in changes:
+        before = weed.requests()
+        with Store.open(at).writer() as writer:
+            tree = writer.tree(size, base=disk.root, base_size=size)
+            for number in sorted(random.Random(count).sample(range(chunks), count)):
+                tree.put(number, writer.seal(memoryview(chunk())).ids)
+                tree.advance(number)
+            root = tree.finish()
+            changed = PointDisk(position="0", name="disk", vdi_uuid="vdi", size=size, root=root)
+            writer.commit(PointRecord(vm_uuid="vm", vm_name="vm", created=count, metadata=b"", disks=[changed]))
+        counted[count] = {kind: number - before.get(kind, 0) for kind, number in weed.requests().items()}
+    return counted
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=[256, 1024], metavar="MIB")
@@ -102,6 +130,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache, serving() as weed:
         os.environ["XDG_CACHE_HOME"] = cache
         found = [measure(weed, size) for size in sizes]
+        scattered = measure_scattered(weed, SCATTERED_OVER, (100, 2500))
     kinds = sorted({kind for one in found for counts in one.values() for kind in counts})
     print("| step |", " | ".join(f"{size >> 20} MiB" for size in sizes), "| for each TiB more |")
     print("|---|" + "---|" * (len(sizes) + 1))
@@ -112,6 +141,9 @@ def main() -> None:
             f"{round(more * TIB / (sizes[-1] - sizes[0])):,} {kind}" for kind, more in grown.items() if more > 0
         )
         print(f"| {step} |", " | ".join(cells), f"| {slope} |")
+    for changes, counts in scattered.items():
+        line = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        print(f"{changes} chunks scattered over {SCATTERED_OVER >> 30} GiB: {line}")
 
 
 if __name__ == "__main__":

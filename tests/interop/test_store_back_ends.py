@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mover.errors import StoreIoError, StoreMissingError
+from mover.errors import MoverError, StoreIoError, StoreMissingError
 from mover.store import Store
 from mover.store.backend import ObjectMissingError
 from mover.store.probe import refuse_unfit
 from mover.store.s3 import S3Backend
 from protocol.secret import Secret
+from tests.crypt_fixtures import CHEAP
 from tests.store_backends import Place, Weed, place, weed
 from tests.store_fixtures import CHUNK, back_up, noise, restore
 
@@ -132,6 +133,22 @@ def test_a_store_by_its_url(weed: Weed, monkeypatch: pytest.MonkeyPatch) -> None
         Store.open(url)
     point = back_up(Store.create(url), noise(1, 3 * CHUNK))
     assert restore(Store.open(url + "/"), point) == noise(1, 3 * CHUNK)
+
+
+def test_an_encrypted_store(place: Place) -> None:
+    secret = Secret("a passphrase")
+    store = place.create(passphrase=secret, cost=CHEAP)
+    first = back_up(store, noise(1, 30 * CHUNK), 1)
+    second = back_up(store, noise(1, 20 * CHUNK) + noise(2, 10 * CHUNK), 2)
+    with pytest.raises(MoverError):
+        Store.open(place.backend(), passphrase=Secret("wrong"))
+    again = Store.open(place.backend(), passphrase=secret)
+    assert restore(again, first) == noise(1, 30 * CHUNK)
+    assert len(again.forget([again.point(first)])) == 1
+    assert again.prune(min_live=0.9).deleted
+    again = Store.open(place.backend(), passphrase=secret)
+    assert restore(again, second) == noise(1, 20 * CHUNK) + noise(2, 10 * CHUNK)
+    assert list(again.verify(deep=True)) == []
 
 
 def test_who_may_not(weed: Weed) -> None:
