@@ -16,7 +16,7 @@ from protocol.errors import (
 # What to do about XAPI's codes that an operator meets; codes are kept verbatim, people search for them.
 _HINTS = {
     "SESSION_AUTHENTICATION_FAILED": "check username and the password's source in [pool]",
-    "RBAC_PERMISSION_DENIED": "the user needs the role pool-admin or vm-admin",
+    "RBAC_PERMISSION_DENIED": "the user needs the role vm-power-admin; docs/operations.md says for what",
     "SR_BACKEND_FAILURE_44": "the SR has no room for a snapshot",
     "SR_BACKEND_FAILURE_46": "the SR says that a disk is not available: is another task using it?",
     "SR_BACKEND_FAILURE_109": "the disk's snapshot chain is too long: delete snapshots and let the SR coalesce",

@@ -273,6 +273,7 @@ def _session(
         nbd_connections=job.limits.nbd_connections,
         merge_gaps=job.limits.merge_gaps,
         hooks=job.hooks,
+        secret_variables=job.secret_variables,
         emit=emit,
     )
 

@@ -107,7 +107,7 @@ def _service(
     ]
     if user is not None:
         lines.append(f"User={user}")
-    for variable in _variables(job):
+    for variable in sorted(job.secret_variables):
         lines += [
             f"# This file holds the line {variable}=…; only its owner may read it.",
             f"EnvironmentFile={'/etc/mover' if user is not None else '%h/.config/mover'}/{job.name}.env",
@@ -155,11 +155,6 @@ AccuracySec=1min
 [Install]
 WantedBy=timers.target
 """
-
-
-def _variables(job: Job) -> list[str]:
-    names = (job.pool.password_env, job.store.passphrase_env, job.store.secret_access_key_env)
-    return [name for name in names if name]
 
 
 def quoted(word: str) -> str:

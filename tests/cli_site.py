@@ -16,6 +16,7 @@ from typing import Any
 
 MiB = 1 << 20
 MOVER = [sys.executable, "-m", "mover"]
+PASSWORD = "correct-horse-battery"
 
 
 @dataclass
@@ -59,7 +60,9 @@ class Site:
 def cli_site(tmp_path: Path) -> Iterator[Site]:
     """A running pool without VMs, and a job for it."""
     with subprocess.Popen(
-        [*MOVER, "simulate", "--dir", str(tmp_path / "pool"), "--json"], stdout=subprocess.PIPE, text=True
+        [*MOVER, "simulate", "--dir", str(tmp_path / "pool"), "--password", PASSWORD, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         here = Site(tmp_path, json.loads(process.stdout.readline()))

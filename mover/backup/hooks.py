@@ -68,7 +68,7 @@ async def _problem(
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
-            env=os.environ | about,
+            env={name: value for name, value in os.environ.items() if name not in session.secret_variables} | about,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -42,6 +42,7 @@ class Session:
     nbd_connections: int
     merge_gaps: bool
     hooks: HooksSection
+    secret_variables: frozenset[str]
     emit: Emit
 
     async def in_thread(self, work: Callable[[], T]) -> T:

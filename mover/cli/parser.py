@@ -237,6 +237,7 @@ def _simulate(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--dir", required=True, metavar="D", help="where its disks and state are kept")
     parser.add_argument("--nbd", choices=("tls", "insecure", "both", "none"), default="tls", help="networks' purpose")
     parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="of each NBD request")
+    parser.add_argument("--password", default="simulated", metavar="TEXT", help="of its user root; protects nothing")
     parser.add_argument("--plain-http", action="store_true", help="serve the API without TLS")
     _json(parser)
 

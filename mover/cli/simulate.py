@@ -25,6 +25,6 @@ async def main(options: argparse.Namespace) -> int:
             print(f"fingerprint  {fingerprint}")
         print(f"steering     {where.steering}", flush=True)
 
-    pool = Options(nbd=options.nbd, nbd_latency=options.latency, tls=not options.plain_http)
+    pool = Options(password=options.password, nbd=options.nbd, nbd_latency=options.latency, tls=not options.plain_http)
     await serve(Path(options.dir), pool, ready)
     return 0

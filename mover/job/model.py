@@ -242,6 +242,12 @@ class Job:
     retention: RetentionSection = key(one(RetentionSection), RetentionSection, "")
     report: ReportSection = key(one(ReportSection), ReportSection, "")
 
+    @property
+    def secret_variables(self) -> frozenset[str]:
+        """The environment variables that hold secrets of this job: nothing that it starts gets to see them."""
+        named = (self.pool.password_env, self.store.passphrase_env, self.store.secret_access_key_env)
+        return frozenset(name for name in named if name)
+
 
 def backup_keys() -> list[str]:
     """The names of the fields of [backup], which a selector can override."""

@@ -1,4 +1,5 @@
-"""Write the pages that are made from the code: docs/job.md, docs/exit-codes.md and docs/events.md.
+"""Write the pages that are made from the code: docs/job.md, docs/exit-codes.md, docs/events.md, and of the command line
+docs/mover.1 and docs/completion/.
 
 `python -m tests.tools.make_docs` writes them; a test compares them with what it would write.
 """
@@ -25,6 +26,7 @@ from mover.job.model import (
     StoreSection,
 )
 from mover.units import format_size
+from tests.tools import cli_pages
 from tests.tools.events_page import events_page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -63,7 +65,8 @@ newest of a VM and never the one that the next incremental starts from. Their sp
 which may run at any time, also while backups do; `mover prune STORE` forgets nothing.
 
 The commands of `[hooks]` run on the mover's machine with `MOVER_VM_UUID`, `MOVER_VM_NAME`, `MOVER_JOB`, `MOVER_RUN` and
-`MOVER_PHASE` (`pre-snapshot`, `post-snapshot`) in their environment; their output is in the log.
+`MOVER_PHASE` (`pre-snapshot`, `post-snapshot`) in their environment, and without the variables that hold secrets of the
+job; their output is in the log.
 """
 
 _EXIT_HEAD = """# Exit codes
@@ -129,9 +132,14 @@ def pages() -> dict[Path, str]:
     """Every page that is made, with its text."""
     for field in dataclasses.fields(Job):
         assert field.metadata, field.name
-    return {DOCS / "job.md": job_page(), DOCS / "exit-codes.md": exit_page(), DOCS / "events.md": events_page()}
+    made = {DOCS / "job.md": job_page(), DOCS / "exit-codes.md": exit_page(), DOCS / "events.md": events_page()}
+    if cli_pages.can_make():
+        made[DOCS / "mover.1"] = cli_pages.man_page()
+        made |= {DOCS / "completion" / file: cli_pages.completion(shell) for shell, file in cli_pages.SHELLS.items()}
+    return made
 
 
 if __name__ == "__main__":
     for path, text in pages().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
