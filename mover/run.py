@@ -189,6 +189,9 @@ def _open_or_create(job: Job, emit: Emit) -> Store:
     except StoreMissingError:
         store = create_store(job.store)
         emit(Note(level="info", message=f"made a new store at {job.store.url}"))
+        if store.config.encrypted:
+            lost = "the store is encrypted: whoever loses its passphrase loses it; `mover key add` adds another one"
+            emit(Note(level="warning", message=lost))
         return store
 
 

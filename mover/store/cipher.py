@@ -208,6 +208,8 @@ class _SealedUpload:
         self._upload.abort()
 
     def _pass_on(self, blocks: Sequence[bytearray], *, last: bool) -> None:
+        if not blocks:
+            return
         sealed = [self._key.seal(number, block, last=last) for number, block in enumerate(blocks, self._number)]
         self._number += len(blocks)
         self._upload.write([self._head, *sealed])

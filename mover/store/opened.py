@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from mover.store.backend import Backend
 from mover.store.cipher import BLOCK, HEAD_LENGTH, TAG_LENGTH, AesGcm
 
+_STEP = BLOCK + TAG_LENGTH
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -21,16 +23,23 @@ class Opened:
         Raises `ObjectMissingError`, `BadSealError`, and what the back end raises.
         """
         assert offset % BLOCK == 0 and length is not None and length % BLOCK == 0
-        step = BLOCK + TAG_LENGTH
-        first = offset // BLOCK
-        opening = self.cipher.of_head(key, self.backend.get(key, 0, HEAD_LENGTH))
-        # One byte more tells whether there is more: the last block is sealed as the last one.
-        stored = self.backend.get(key, HEAD_LENGTH + first * step, length // BLOCK * step + 1)
-        more = len(stored) > length // BLOCK * step
-        if not stored and offset:
+        first, count = offset // BLOCK, length // BLOCK
+        head, stored = self._read(key, first, count)
+        opening = self.cipher.of_head(key, head)
+        if first and not stored:
             return b""
-        starts = range(0, max(len(stored) - more, 1), step)
+        more = len(stored) > count * _STEP
+        starts = range(0, max(len(stored) - more, 1), _STEP)
         return b"".join(
-            opening.open(number, stored[start : start + step], last=start == starts[-1] and not more)
+            opening.open(number, stored[start : start + _STEP], last=start == starts[-1] and not more)
             for number, start in enumerate(starts, first)
         )
+
+    def _read(self, key: str, first: int, count: int) -> tuple[bytes, memoryview]:
+        """The head and some blocks, with one byte more if there is more: the last block is sealed as the last one."""
+        length = count * _STEP + 1
+        if first:
+            head = self.backend.get(key, 0, HEAD_LENGTH)
+            return head, memoryview(self.backend.get(key, HEAD_LENGTH + first * _STEP, length))
+        data = memoryview(self.backend.get(key, 0, HEAD_LENGTH + length))
+        return bytes(data[:HEAD_LENGTH]), data[HEAD_LENGTH:]
