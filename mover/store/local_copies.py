@@ -39,7 +39,7 @@ def cache_directory() -> str:
 class Source(Protocol):
     """Where the objects are."""
 
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes | bytearray:
         """At most `length` bytes from `offset` on; fewer at the end. Raises `ObjectMissingError`."""
 
 
@@ -106,7 +106,7 @@ class LocalCopies:
                 if self.clock() - path.stat().st_mtime > _UNUSED and _OURS.fullmatch(path.name):
                     path.unlink()
 
-    def _pieces(self, key: str) -> Iterator[bytes]:
+    def _pieces(self, key: str) -> Iterator[bytes | bytearray]:
         offset = 0
         while piece := self.backend.get(key, offset, _PIECE):
             yield piece

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from xxhash import xxh3_64_digest
 
-from mover.errors import MoverError, PassphraseError, StoreDamagedError
+from mover.errors import MoverError, PassphraseError, StoreDamagedError, StoreMissingError
 from mover.store import Store
+from mover.store.directory import DirectoryBackend
 from tests.crypt_fixtures import CHEAP, PASSPHRASE, create
+from tests.power_cut import CutDisk, RecordingOps
 from tests.store_fixtures import CHUNK, back_up, files_of, noise, point_of, restore, small_packs, text, write_disk
 
 STEP = int(os.environ.get("MOVER_FLIP_STEP", "7")) * 4
@@ -208,3 +210,31 @@ def test_the_wrong_passphrase_reads_nothing(tmp_path: Path) -> None:
     with pytest.raises(PassphraseError) as caught:
         Store.open(tmp_path, passphrase=type(PASSPHRASE)("wrong-and-private"))
     assert "wrong-and-private" not in str(caught.value) + caught.value.hint
+
+
+def test_a_power_cut_leaves_an_encrypted_store_as_whole_as_a_plain_one(tmp_path: Path) -> None:
+    """From the making of the key on: a store that exists opens, and has every point whose commit returned."""
+    ops = RecordingOps()
+    backend = DirectoryBackend(str(tmp_path / "store"), ops)
+    backend.make_root()
+    store = small_packs(Store.create(backend, passphrase=PASSPHRASE, cost=CHEAP), CHUNK)
+    ops.note("made")
+    point = back_up(store, small_disk())
+    ops.note(point)
+    disk, rng, noted = CutDisk(honest=True), random.Random(1), []
+    for op in ops.log:
+        disk.apply(op)
+        noted += [op.path] if op.call == "note" else []
+        for kept in (0.0, rng.random()):
+            left = tmp_path / "left"
+            left.mkdir()
+            disk.cut(rng, kept, str(tmp_path), left)
+            try:
+                found = {one.id: restore(opened(left / "store"), one.id) for one in opened(left / "store").points()}
+            except StoreMissingError:
+                assert "made" not in noted
+            else:
+                assert found in ({point: small_disk()}, *([] if point in noted else [{}]))
+                assert list(opened(left / "store").verify(deep=True)) == []
+            shutil.rmtree(left)
+    assert noted == ["made", point]

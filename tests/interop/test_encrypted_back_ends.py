@@ -1,4 +1,4 @@
-"""An encrypted store in a directory and in a bucket: written, read by others, pruned, copied as it is, unlocked anew."""
+"""An encrypted store in a directory and in a bucket: written, read by others, pruned, unlocked anew."""
 
 from __future__ import annotations
 
