@@ -29,8 +29,9 @@ async def main(options: argparse.Namespace) -> int:
         _refuse_pool_options(options)
     elif options.format is not None:
         raise UsageError("--format is for restores to files (--to), not to a pool")
+    networks = _networks(options)
     job = job_of(options.job) if options.job is not None else None
-    target = _pool_options(options, job)
+    target = _pool_options(options, job, networks)
     store = store_of(options.store, options)
     point = store.point(options.point)
     with open_view(options.progress, sys.stderr) as emit:
@@ -63,13 +64,17 @@ def _refuse_pool_options(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} is for restores to a pool (--job), not to files")
 
 
-def _pool_options(options: argparse.Namespace, job: Job | None) -> RestoreOptions:
+def _networks(options: argparse.Namespace) -> dict[str, str]:
     networks: dict[str, str] = {}
     for pair in options.network:
         old, equals, new = pair.partition("=")
         if not (old and equals and new):
             raise UsageError(f"--network takes OLD=NEW, not {pair}")
         networks[old] = new
+    return networks
+
+
+def _pool_options(options: argparse.Namespace, job: Job | None, networks: dict[str, str]) -> RestoreOptions:
     said = job.restore if job is not None else RestoreSection()
     via = cast(Literal["auto"] | Via, options.via or said.via)
     return RestoreOptions(
