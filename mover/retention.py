@@ -51,9 +51,8 @@ def to_forget(points: Iterable[Point], job: str, policy: RetentionSection) -> li
 def _judge_vm(points: list[Point], policy: RetentionSection) -> list[Verdict]:
     rules: dict[str, list[str]] = {point.id: [] for point in points}
     rules[points[-1].id].append("newest")
-    base = next((p for p in reversed(points) if any(disk.snapshot_uuid for disk in p.record.disks)), None)
-    if base is not None:
-        rules[base.id].append("base of the next incremental")
+    for point in _bases(points):
+        rules[point.id].append("base of the next incremental")
     limits = [(name, getattr(policy, f"keep_{name}"), period) for name, period in _PERIODS]
     if not policy.keep_last and not any(limit for _, limit, _ in limits):
         for point in points:
@@ -68,6 +67,17 @@ def _judge_vm(points: list[Point], policy: RetentionSection) -> list[Verdict]:
                 seen.add(key)
                 rules[point.id].append(name)
     return [Verdict(point, tuple(rules[point.id])) for point in points]
+
+
+def _bases(points: list[Point]) -> list[Point]:
+    """Whose snapshots the next incremental starts from: what the disks of the newest point name, each by itself.
+
+    If that one names none, the newest point that has any: a run without bases must not cost those of the others.
+    """
+    named = {disk.snapshot_uuid or disk.base_snapshot for disk in points[-1].record.disks} - {None}
+    if not named:
+        return [p for p in reversed(points) if any(disk.snapshot_uuid for disk in p.record.disks)][:1]
+    return [p for p in points if any(disk.snapshot_uuid in named for disk in p.record.disks)]
 
 
 _PERIODS: tuple[tuple[str, Callable[[datetime], object]], ...] = (

@@ -35,7 +35,18 @@ def render(summary: RunSummary) -> str:
     for name, help, of in _VM_METRICS:
         lines += [f"# HELP {name} {help}", f"# TYPE {name} gauge"]
         lines += [f"{name}{{{job},{labels}}} {of(vm)}" for vm, labels in zip(vms, _labels(vms), strict=True)]
+    lines += _reasons(vms, job)
     return "\n".join(lines) + "\n"
+
+
+def _reasons(vms: list[VmSummary], job: str) -> Iterator[str]:
+    """Why disks were read in full: the words are a label."""
+    name = "mover_disk_full_info"
+    yield f"# HELP {name} Why a disk was read in full, where that was not asked for; always 1."
+    yield f"# TYPE {name} gauge"
+    for vm, labels in zip(vms, _labels(vms), strict=True):
+        for disk, reason in sorted(vm.reasons.items()):
+            yield f'{name}{{{job},{labels},disk="{_escaped(disk)}",reason="{_escaped(reason)}"}} 1'
 
 
 def write(summary: RunSummary, path: Path) -> None:

@@ -76,3 +76,50 @@ def test_a_year_of_daily_points():
     assert sum("monthly" in verdict.rules for verdict in kept) == 12
     assert [verdict.point.id for verdict in kept if "last" in verdict.rules] == [p.id for p in points[-3:]]
     assert 24 <= len(kept) <= 14 + 8 + 12
+
+
+def several(number: int, hours: float, disks: list[tuple[str, str | None, str | None]]) -> Point:
+    """A point of several disks: VDI, the snapshot taken of it, the older one that it still hangs on."""
+    made = [
+        PointDisk(
+            position=str(at), name="d", vdi_uuid=vdi, size=1, root=bytes(32), snapshot_uuid=taken, base_snapshot=old
+        )
+        for at, (vdi, taken, old) in enumerate(disks)
+    ]
+    record = PointRecord(vm_uuid="vm", vm_name="vm", created=START + hours * HOUR, disks=made)
+    return Point(f"{number:016x}", PointName(f"{number:032x}", 0), record)
+
+
+runs = st.lists(
+    st.tuples(st.sampled_from(["full", "since-full", "none"]), st.integers(1, 900)), min_size=1, max_size=30
+)
+
+
+@given(st.lists(runs, min_size=1, max_size=3), policies)
+def test_each_disk_of_the_newest_point_keeps_the_point_that_its_next_incremental_starts_from(disks, policy):
+    """Each disk has a life of its own: fulls that leave a snapshot, cumulative runs that hang on it, runs without."""
+    length = min(len(life) for life in disks)
+    standing: dict[int, str | None] = {}
+    points, hours = [], 0.0
+    for number in range(length):
+        hours += disks[0][number][1]
+        states = []
+        for at, life in enumerate(disks):
+            kind = life[number][0]
+            standing[at] = {"full": f"s{number}-{at}", "since-full": standing.get(at), "none": None}[kind]
+            taken = standing[at] if kind == "full" else None
+            states.append((f"v{at}", taken, standing[at] if kind == "since-full" else None))
+        points.append(several(number, hours, states))
+    kept = [verdict.point for verdict in judge(points, policy) if verdict.kept]
+    assert points[-1] in kept
+    for at, snapshot in standing.items():
+        holders = [p for p in points if p.record.disks[at].snapshot_uuid == snapshot]
+        assert snapshot is None or holders[-1] in kept
+
+
+@given(histories, policies)
+def test_judging_again_what_is_left_lets_nothing_more_go_that_is_needed(points, policy):
+    """A policy is applied after every run: what one time keeps as newest or base, the next time keeps too."""
+    kept = [verdict.point for verdict in judge(points, policy) if verdict.kept]
+    again = [verdict.point for verdict in judge(kept, policy) if verdict.kept]
+    assert again == kept
