@@ -25,7 +25,7 @@ from mover.job import Job, PoolSection, Records, ScheduleSection, SelectedVm, re
 from mover.lock import run_lock
 from mover.pipeline.pace import Pace
 from mover.retention import has_policy, to_forget
-from mover.storage import create_store, open_store
+from mover.storage import PASSPHRASE_VARIABLE, create_store, open_store
 from mover.store import Store, Writer
 from protocol.arena import Arena
 from protocol.errors import PoolUnreachableError, XapiError
@@ -276,7 +276,7 @@ def _session(
         nbd_connections=job.limits.nbd_connections,
         merge_gaps=job.limits.merge_gaps,
         hooks=job.hooks,
-        secret_variables=job.secret_variables,
+        secret_variables=job.secret_variables | {PASSPHRASE_VARIABLE},
         emit=emit,
     )
 
