@@ -22,7 +22,7 @@ complete mover \
         'c/--new-passphrase-file=/f/' \
         'c/--dir=/d/' \
         'c/--nbd=/(tls insecure both none)/' \
-        'c/--/(address deep dir disk dry-run format full help html insecure job json label latency name nbd network new-macs new-passphrase-command new-passphrase-env new-passphrase-file no-new-macs no-template passphrase-command passphrase-env passphrase-file password plain-http point port progress schedule settle small socket sr template tls-certificate tls-client-ca tls-key to user version via vm)/' \
+        'c/--/(address as-vdi deep dir disk dry-run format full help html insecure into job json keep-partial label latency name nbd network new-macs new-passphrase-command new-passphrase-env new-passphrase-file no-new-macs no-template passphrase-command passphrase-env passphrase-file password plain-http point port progress schedule settle small socket sr template tls-certificate tls-client-ca tls-key to user version via vm)/' \
         'c/-/(- h)/' \
         'n/--progress/(auto plain json none)/' \
         'n/--passphrase-file/f/' \

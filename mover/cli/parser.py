@@ -139,6 +139,14 @@ def _restore(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--template", action=argparse.BooleanOptionalAction, default=None, help="make a template (--job)"
     )
+    parser.add_argument(
+        "--keep-partial", action="store_true", default=None, help="keep what a failed restore made (--job)"
+    )
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--as-vdi", action="store_true", default=None, help="disks as VDIs of no VM (--job)")
+    alone.add_argument(
+        "--into", metavar="VDI", help="one disk over this detached VDI (UUID): what differs is written (--job)"
+    )
     _progress(parser)
     _passphrase(parser)
     _json(parser)

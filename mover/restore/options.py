@@ -16,7 +16,8 @@ class RestoreOptions:
     """`sr` and `networks` are names or UUIDs; `disks` positions, names or UUIDs (empty: all).
 
     `via` None is the way of the backup: an XVA for strategy `xva`. `template` makes a template instead of a VM.
-    `new_macs` None follows the rule: new ones if the VM is still there, else the original ones.
+    `keep_partial` leaves what a failed restore made. `new_macs` None follows the rule: new ones if the VM is still
+    there, else the original ones.
     """
 
     sr: str | None = None
@@ -25,4 +26,5 @@ class RestoreOptions:
     new_macs: bool | None = None
     via: Via | None = None
     template: bool = False
+    keep_partial: bool = False
     networks: Mapping[str, str] = field(default_factory=dict)

@@ -32,6 +32,7 @@ class Plan:
 
 
 async def plan_restore(point: Point, saved: VmMetadata, pool: Pool, options: RestoreOptions) -> Plan:
+    """Look at the pool and decide. Raises `NotFoundError` for networks, SRs or disks that do not exist."""
     disks = choose_disks(point, options.disks)
     present = await _vm_is_present(pool, point.record.vm_uuid)
     new_macs = present if options.new_macs is None else options.new_macs
@@ -46,7 +47,7 @@ async def plan_restore(point: Point, saved: VmMetadata, pool: Pool, options: Res
         await pool.call("PIF.get_all_records"),
         options.networks,
     )
-    return Plan(name, present, new_macs, networks, await _choose_srs(saved, pool, disks, options.sr), disks)
+    return Plan(name, present, new_macs, networks, await choose_srs(saved, pool, disks, options.sr), disks)
 
 
 async def _vm_is_present(pool: Pool, uuid: str) -> bool:
@@ -59,7 +60,7 @@ async def _vm_is_present(pool: Pool, uuid: str) -> bool:
     return True
 
 
-async def _choose_srs(saved: VmMetadata, pool: Pool, disks: list[PointDisk], wanted: str | None) -> dict[str, str]:
+async def choose_srs(saved: VmMetadata, pool: Pool, disks: list[PointDisk], wanted: str | None) -> dict[str, str]:
     """By VDI UUID, the SR for each disk: the one asked for, else its old one, else the pool's default."""
     present: dict[str, Record] = await pool.call("SR.get_all_records")
     by_uuid = {record["uuid"]: ref for ref, record in present.items()}

@@ -32,13 +32,14 @@ async def restore_to_pool(
 
     If a VM with its UUID is still there, the new one gets new MAC addresses and a name that tells them apart;
     otherwise it gets its original configuration, MACs included. `options` override both. The new VM cannot be started
-    until it is whole; if anything fails, all that was made is destroyed again. Raises `NotFoundError` for networks,
-    SRs or disks that do not exist, before anything is made; `StoreDamagedError`; `ProtocolError`.
+    until it is whole; if anything fails, all that was made is destroyed again, unless it is to be kept. Raises
+    `NotFoundError` for networks, SRs or disks that do not exist, before anything is made; `StoreDamagedError`;
+    `ProtocolError`.
     """
     saved = decode(store.get_blob(point.record.metadata))
     plan = await plan_restore(point, saved, pool, options)
     via = options.via or _usual(point)
-    async with undone_on_failure(pool, emit) as made:
+    async with undone_on_failure(pool, emit, keep=options.keep_partial) as made:
         if via == "api":
             vm = await create_vm(store, point, saved, plan, pool, transfers, made, emit)
         else:

@@ -24,11 +24,15 @@ class Made:
 
 
 @asynccontextmanager
-async def undone_on_failure(pool: Pool, emit: Emit) -> AsyncIterator[Made]:
+async def undone_on_failure(pool: Pool, emit: Emit, *, keep: bool = False) -> AsyncIterator[Made]:
+    """Give the block what to note down in; if it fails, all of that is destroyed, or with `keep` only named."""
     made = Made(None, [])
     try:
         yield made
     except BaseException:
+        if keep:
+            emit(Note(level="warning", message=f"what the failed restore made is kept: {await _named(pool, made)}"))
+            raise
         try:
             async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
                 if made.vm:
@@ -39,3 +43,14 @@ async def undone_on_failure(pool: Pool, emit: Emit) -> AsyncIterator[Made]:
             left = f"VM {made.vm}, VDIs {', '.join(made.vdis) or 'none'}"
             emit(Note(level="warning", message=f"the failed restore could not be undone ({error}); left: {left}"))
         raise
+
+
+async def _named(pool: Pool, made: Made) -> str:
+    """By UUID, as people look things up; by reference, if the pool does not answer."""
+    try:
+        async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
+            vm = await pool.call("VM.get_uuid", made.vm) if made.vm else "none"
+            vdis = [str(await pool.call("VDI.get_uuid", vdi)) for vdi in made.vdis]
+    except (ProtocolError, TimeoutError):
+        vm, vdis = made.vm or "none", made.vdis
+    return f"VM {vm}, VDIs {', '.join(vdis) or 'none'}"
