@@ -103,6 +103,17 @@ def test_run_incremental_verify_restore_with_a_passphrase_from_each_source(
     assert len(json.loads(site.mover("list", plain, "--json"))) == 3
 
 
+def test_commands_of_a_job_do_not_see_the_passphrase(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(site.folder / "store")
+    monkeypatch.setenv("MOVER_PASSPHRASE", RIGHT)
+    site.tell("make_vm", name="web", sizes=[MiB])
+    seen = site.folder / "seen"
+    site.job.write_text(site.job.read_text() + f'[hooks]\npre-snapshot = ["sh", "-c", "env > {seen}"]\n')
+    site.mover("run", site.job)
+    assert "MOVER_VM_UUID" in seen.read_text()
+    assert RIGHT not in seen.read_text()
+
+
 def test_a_job_that_wants_encryption_refuses_a_store_that_has_none(site: Site) -> None:
     site.tell("make_vm", name="web", sizes=[4 * MiB])
     site.mover("run", site.job)
