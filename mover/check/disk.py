@@ -38,9 +38,10 @@ def check_disk(stock: Inventory, vm: SelectedVm, disk: SelectedDisk, outlook: Di
     record = stock.get("VDI", disk.vdi)
     sr = stock.get("SR", record.get("SR", ""))
     yield from _storage(says, stock, record, sr, disk)
-    yield from _tracking(says, stock, record, sr)
+    if vm.backup.strategy == "cbt":
+        yield from _tracking(says, stock, record, sr)
+        yield from _way(says, stock, record)
     yield from _chain(says, stock, disk.vdi, record)
-    yield from _way(says, stock, record, outlook)
     yield _outlook(says, outlook)
 
 
@@ -124,19 +125,18 @@ def chain_depth(stock: Inventory, ref: str, vdi: Record) -> tuple[int, bool]:
     return 1 + sum(record["type"] != "cbt_metadata" for record in snapshots), False
 
 
-def _way(says: _Says, stock: Inventory, vdi: Record, outlook: DiskOutlook) -> Iterator[Finding]:
+def _way(says: _Says, stock: Inventory, vdi: Record) -> Iterator[Finding]:
     """A purpose is there, but no host that sees this disk has an address on that network."""
     secure, plain = stock.networks_for("nbd"), stock.networks_for("insecure_nbd")
-    if outlook.over == "NBD" or not (secure or plain) or (secure and plain):
+    hosts = stock.hosts_seeing(vdi.get("SR", ""))
+    if not hosts or bool(secure) == bool(plain) or any(stock.has_address(host, secure or plain) for host in hosts):
         return
-    if outlook.reason is not None and outlook.reason == "a full was asked for":
-        return
-    hosts = ", ".join(stock.name("host", host) for host in stock.hosts_seeing(vdi.get("SR", "")))
+    names = ", ".join(stock.name("host", host) for host in hosts)
     network = (secure or plain)[0]
     yield says(
         "warning",
         "nbd-reach",
-        f"no host that sees this disk ({hosts}) has an address on the network {network['name_label']}: read in full "
+        f"no host that sees this disk ({names}) has an address on the network {network['name_label']}: read in full "
         "over HTTP by every run",
         "give these hosts an address there (xe pif-reconfigure-ip), or another network of theirs the purpose nbd",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,17 @@ class Inventory:
     def hosts_seeing(self, sr: str) -> list[str]:
         """The hosts (refs) that have an SR plugged."""
         return [pbd["host"] for pbd in self.all("PBD").values() if pbd["SR"] == sr and pbd["currently_attached"]]
+
+    def has_address(self, host: str, networks: Collection[Record]) -> bool:
+        """Whether a host can be reached on one of some networks."""
+        uuids = {network["uuid"] for network in networks}
+        return any(
+            pif["host"] == host
+            and pif["currently_attached"]
+            and (pif["IP"] or any(pif.get("IPv6", ())))
+            and self.get("network", pif["network"]).get("uuid") in uuids
+            for pif in self.all("PIF").values()
+        )
 
     def name(self, kind: str, ref: str) -> str:
         """What people call an object."""

@@ -15,6 +15,7 @@ from mover.errors import MoverError
 from mover.explain import look_ahead
 from mover.explain.outlook import live_endpoints
 from mover.failure import as_mover_error
+from mover.history import by_vm
 from mover.job import Job, SelectedVm
 from mover.run import chosen_schedule, join_pool, selected_of, with_mode
 from mover.store import Store
@@ -35,10 +36,10 @@ async def check_job(
     try:
         async with join_pool(job.pool) as (pool, _):
             stock = await take_stock(pool)
-            findings += check_pool(pool, stock)
             records = [stock.all(kind) for kind in ("VM", "VBD", "VDI")]
             warnings: list[str] = []
             selected = [with_mode(vm, chosen, full=full) for vm in selected_of(job, records, vms, warnings.append)]
+            findings += check_pool(pool, stock, by_cbt=any(vm.backup.strategy == "cbt" for vm in selected))
             findings += [Finding(level="warning", check="selection", what=warning) for warning in warnings]
             to_read = await _check_vms(pool, job, store, selected, stock, findings)
     except ProtocolError as error:
@@ -56,12 +57,13 @@ async def _check_vms(
 ) -> int:
     """Look at each VM and at the NBD servers of all of them. Returns how many bytes a run would read at most."""
     records = [stock.all(kind) for kind in ("VM", "VBD", "VDI")]
+    points = {} if store is None else by_vm(store.readable_points()[0])
     endpoints: list[Endpoint] = []
     to_read = 0
     for vm in selected:
         try:
-            outlook = await look_ahead(pool, job, store, vm, records)
-            for disk in vm.disks:
+            outlook = await look_ahead(pool, job, store, points.get(vm.uuid, []), vm, records)
+            for disk in vm.disks if vm.backup.strategy == "cbt" else ():
                 endpoints += await live_endpoints(pool, disk.vdi)
         except ProtocolError as error:
             findings.append(failed("vm", as_mover_error(error) or MoverError(str(error)), vm.name))

@@ -13,13 +13,15 @@ from protocol.xapi import Pool
 _CBT_API = (2, 8)
 
 
-def check_pool(pool: Pool, stock: Inventory) -> Iterator[Finding]:
-    """Look at release, licence and networks."""
+def check_pool(pool: Pool, stock: Inventory, *, by_cbt: bool) -> Iterator[Finding]:
+    """Look at the login; and if VMs are backed up `by_cbt`, at release, licence and networks."""
     yield Finding(
         level="ok",
         check="credentials",
         what=f"logged in to {pool.record.name_label or pool.address} at {pool.address}",
     )
+    if not by_cbt:
+        return
     version = pool.version
     release = f"{version.product} {version.release}"
     if version.api < _CBT_API:

@@ -9,6 +9,7 @@ from mover.backup.tags import Owner
 from mover.errors import StoreMissingError
 from mover.explain.outlook import DiskOutlook, VmOutlook, outlook, together
 from mover.explain.snapshots import snapshots_of
+from mover.history import by_vm
 from mover.job import Job, Records, SelectedVm
 from mover.run import chosen_schedule, join_pool, selected_of, with_mode
 from mover.storage import open_store
@@ -25,14 +26,17 @@ async def explain(
     async with join_pool(job.pool) as (pool, _):
         records = [await pool.call(f"{kind}.get_all_records") for kind in ("VM", "VBD", "VDI")]
         selected = [with_mode(vm, chosen, full=full) for vm in selected_of(job, records, vms, lambda message: None)]
-        return [await look_ahead(pool, job, store, vm, records) for vm in selected]
+        points = {} if store is None else by_vm(store.readable_points()[0])
+        return [await look_ahead(pool, job, store, points.get(vm.uuid, []), vm, records) for vm in selected]
 
 
 async def look_ahead(
-    pool: Pool, job: Job, store: Store | None, vm: SelectedVm, records: Sequence[Records]
+    pool: Pool, job: Job, store: Store | None, points: Sequence[Point], vm: SelectedVm, records: Sequence[Records]
 ) -> VmOutlook:
-    """What a run would do with `vm`; `records` are those of VM, VBD and VDI. Raises what `Pool.call` raises."""
-    points = [] if store is None else _points_of(store, vm.uuid)
+    """What a run would do with `vm`. Raises what `Pool.call` raises.
+
+    `points` are those of the VM, oldest first; `records` are those of VM, VBD and VDI.
+    """
     vms, vbds, vdis = records
     owner = None if store is None else Owner(job.name, store.config.store_id)
     chunk_size = job.store.chunk_size if store is None else store.chunk_size
@@ -50,10 +54,6 @@ async def look_ahead(
         excluded=[f"{disk.position} ({disk.name})" for disk in vm.excluded_disks],
         snapshots=snapshots_of(vm, owner, bases(points), vms, vbds, vdis),
     )
-
-
-def _points_of(store: Store, vm: str) -> list[Point]:
-    return [point for point in store.readable_points()[0] if point.record.vm_uuid == vm]
 
 
 def _refused(vm: SelectedVm, disks: Sequence[DiskOutlook]) -> str | None:

@@ -107,6 +107,18 @@ async def test_a_network_that_does_not_reach_the_disk(tmp_path: Path):
         assert (found.vm, found.disk) == ("web", "0")
 
 
+async def test_what_a_job_does_not_use_is_not_complained_of(tmp_path: Path):
+    """Streams over HTTP need neither CBT nor NBD; fulls over HTTP say nothing about the networks."""
+    async with site(tmp_path, Options(nbd="none", sr_without_cbt=True)) as here:
+        here.simulator.make_vm("web", [4 * MiB])
+        assert only(await look(here, '[backup]\nstrategy = "xva"\n')) == []
+    async with site(tmp_path / "2") as here:
+        here.simulator.make_vm("web", [4 * MiB])
+        findings = await look(here, '[backup]\nfull-read = "raw"\n')
+        assert only(findings) == []
+        assert "in full over HTTP" in next(f.what for f in findings if f.check == "outlook")
+
+
 async def test_an_sr_without_cbt_and_a_licence_without(tmp_path: Path):
     async with site(tmp_path, Options(sr_without_cbt=True)) as here:
         here.simulator.make_vm("web", [4 * MiB])

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import msgspec
 
 from mover import events
+from mover.check import Finding
+from mover.explain import DiskOutlook, KeptSnapshot, VmOutlook
 from mover.report.jsonl import VERSION
 from mover.report.summary import RunSummary, VmSummary
 
@@ -33,6 +35,12 @@ This page is made from the code by `tests/tools/make_docs.py`.
 _SUMMARY = """# The summary of a run
 
 `mover run --json` prints it on stdout, also if the run failed; the webhook of a job's `[report]` gets it.
+"""
+
+_CHECKS = """# What check and explain say
+
+`mover check --json` prints an object of `exit_code` and `findings`, an array of findings; `mover explain --json` one of
+`vms`, an array of VMs' outlooks.
 """
 
 _FIELDS = {
@@ -76,6 +84,23 @@ _FIELDS = {
     "reasons": "by position of the disk, why it was read in full, where that was not asked for",
     "finished": "when it ended, Unix time",
     "warnings": "what an operator should know",
+    "check": "what was looked at",
+    "fix": "what to do about it, a command where there is one",
+    "last_point": "id of the VM's newest restore point",
+    "refused": "why the run would fail",
+    "excluded": "disks that the job leaves out",
+    "snapshots": "the snapshots of the VM on the pool, oldest first",
+    "position": "the disk's position",
+    "vdi": "the VDI's UUID",
+    "base_point": "id of the restore point that the incremental would start from",
+    "base_snapshot": "UUID of its snapshot on the pool",
+    "over": "how it would be read",
+    "estimate": "how `to_read` is known",
+    "kind": "a snapshot of the VM, or of one disk without its VM",
+    "taken": "when, in the pool's time",
+    "data": "whether it has data, or only the CBT log",
+    "owner": "whose it is",
+    "fate": "what the next run does with it",
 }
 _SPECIAL = {
     ("vm.started", "name"): "the VM's name",
@@ -87,6 +112,16 @@ _SPECIAL = {
     ("retry", "error"): "what went wrong",
     ("Of a run", "vms"): "by UUID, what became of each VM",
     ("Of a VM", "name"): "the VM's name",
+    ("A finding", "level"): "error: stops the backup of the VM, or of all; warning: slower, riskier or larger",
+    ("A finding", "what"): "what was seen",
+    ("A finding", "vm"): "the VM's name; none if it concerns the job",
+    ("A VM's outlook", "name"): "the VM's name",
+    ("A VM's outlook", "mode"): "the mode that was asked for",
+    ("A VM's outlook", "disks"): "the outlook of each disk",
+    ("A disk's outlook", "to_read"): "bytes, as far as that is known",
+    ("A disk's outlook", "reason"): "why it would be read in full",
+    ("A snapshot", "uuid"): "UUID of the snapshot: a VM's or a VDI's",
+    ("A snapshot", "name"): "its name",
 }
 _JSON = {str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
@@ -94,7 +129,15 @@ _JSON = {str: "string", int: "number", float: "number", bool: "boolean", type(No
 def events_page() -> str:
     """The page."""
     sections = [_section(str(cls.__struct_config__.tag), cls) for cls in typing.get_args(events.AnyEvent)]
-    return "\n".join([_HEAD, *sections, _SUMMARY, _section("Of a run", RunSummary), _section("Of a VM", VmSummary)])
+    summary = [_SUMMARY, _section("Of a run", RunSummary), _section("Of a VM", VmSummary)]
+    told = {
+        "A finding": Finding,
+        "A VM's outlook": VmOutlook,
+        "A disk's outlook": DiskOutlook,
+        "A snapshot": KeptSnapshot,
+    }
+    checks = [_CHECKS, *(_section(title, cls) for title, cls in told.items())]
+    return "\n".join([_HEAD, *sections, *summary, *checks])
 
 
 def _section(title: str, cls: type[msgspec.Struct]) -> str:
@@ -115,7 +158,7 @@ def json_type(type: Any) -> str:
         return " or ".join(json_type(part) for part in typing.get_args(type))
     if origin is dict:
         return f"object of {json_type(typing.get_args(type)[1])}s"
-    if type is VmSummary:
+    if type in (VmSummary, DiskOutlook, KeptSnapshot):
         return "object"
     if origin is list:
         return f"array of {json_type(typing.get_args(type)[0])}s"
