@@ -35,6 +35,7 @@ class PackReport:
     reason: str = ""
     bad: dict[bytes, str] = field(default_factory=dict)
     checked: int = 0
+    missing: bool = False
 
     def __str__(self) -> str:
         parts = [self.reason] if self.reason else []
@@ -91,7 +92,7 @@ class Scrub:
         return [Entry(offset, length, meta, id) for id, offset, length, meta, _ in rows]
 
     def _missing(self, report: PackReport, entries: Sequence[Entry]) -> PackReport:
-        report.reason = "it is missing"
+        report.reason, report.missing = "it is missing", True
         report.bad = dict.fromkeys((entry.id for entry in entries), "is missing")
         report.checked = len(entries)
         return report

@@ -231,7 +231,14 @@ class Store:
                 yield from (Damage(key, reason, ()) for key, reason in self.keys.slots()[1])
             self._index.mapping.renew()
         verification = Verification(
-            self._backend, self._identity, self._index.reload(), self._cache, self.chunk_size, deep, progress
+            self._backend,
+            self._identity,
+            self._index.reload(),
+            self._cache,
+            self.chunk_size,
+            deep,
+            self._index.reload,
+            progress,
         )
         yield from verification.run(found if only is None else list(only), found, everything=only is None)
 

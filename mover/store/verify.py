@@ -45,9 +45,11 @@ class Verification:
     cache: PageCache
     chunk_size: int
     deep: bool
+    reload: Callable[[], IndexView]
     progress: Callable[[int, int], None] | None
     _marks: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     _lost: dict[bytes, tuple[str, str]] = field(default_factory=dict)
+    _vanished: set[bytes] = field(default_factory=set)
     _done: int = 0
 
     def run(self, wanted: Sequence[Point], all_points: Sequence[Point], *, everything: bool) -> Iterator[Damage]:
@@ -57,7 +59,7 @@ class Verification:
             yield from self._index_damage()
         for point in wanted:
             self._mark(point)
-        reports = [report for report in self._scrub(everything) if report.bad or report.reason]
+        reports = self._still_so([report for report in self._scrub(everything) if report.bad or report.reason])
         bad = {id: "" for report in reports for id in report.bad}
         for id in self._lost:
             bad.setdefault(id, "")
@@ -67,11 +69,40 @@ class Verification:
             yield Damage(report.name.key, str(report), tuple(sorted(hit)))
         yield from self._losses({id for report in reports for id in report.bad}, suffering)
 
+    def _still_so(self, reports: Sequence[PackReport]) -> list[PackReport]:
+        """What is damaged yet. A prune may have deleted a pack meanwhile, and moved what is needed to another.
+
+        Records that moved are checked where they are now. Those in no pack are damage only if a point needs them.
+        """
+        missing = [report for report in reports if report.missing]
+        if not missing:
+            return list(reports)
+        now = self.reload()
+        listed = {pack.name for loaded in now.segments for pack in loaded.segment.packs}
+        settled = [report for report in reports if not report.missing or report.name in listed]
+        scrub = Scrub(self.backend, self.identity, self.deep)
+        for report in missing:
+            if report.name in listed or not report.bad:
+                continue
+            ids = list(report.bad)
+            moved: dict[bytes, None] = {}
+            for number, which, rows in now.find(segments.keys_of(b"".join(ids))):
+                moved.update(dict.fromkeys(ids[at] for at in which.tolist()))
+                for name, entries in by_pack(now.segments[number], rows):
+                    again = scrub.records(name, entries)
+                    if again.bad or again.reason:
+                        settled.append(again)
+            for id in ids:
+                if id not in moved:
+                    self._lost[id] = (report.name.key, report.reason)
+                    self._vanished.add(id)
+        return settled
+
     def _losses(self, reported: set[bytes], suffering: dict[bytes, set[str]]) -> Iterator[Damage]:
         """What is needed and found nowhere, by the object that should hold it."""
         by_object: dict[tuple[str, str], set[str]] = {}
         for id, about in self._lost.items():
-            if id not in reported:
+            if id not in reported and (id not in self._vanished or suffering.get(id)):
                 by_object.setdefault(about, set()).update(suffering.get(id, ()))
         for (name, reason), points in list(by_object.items())[:_MOST]:
             yield Damage(name, reason, tuple(sorted(points)))

@@ -296,3 +296,18 @@ def test_condemnations_that_cannot_be_read(place: Place) -> None:
         with pytest.raises(StoreDamagedError):
             refused()
     assert restore(place.open(), point) == old_disk()
+
+
+def test_what_a_prune_deletes_is_not_missing_to_a_check(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store")
+    points = [back_up(store, noise(3) + noise(number), number) for number in range(50, 80)]
+    forget(store, *points[:-1])
+    pruned: list[PruneReport] = []
+
+    def prune_meanwhile(done: int, total: int) -> None:
+        if not pruned:
+            pruned.append(Store.open(tmp_path / "store").prune(patience=impatient()))
+
+    assert list(store.verify(progress=prune_meanwhile)) == []
+    assert pruned[0].deleted > 16
+    assert restore(store, points[-1]) == noise(3) + noise(79)
