@@ -21,6 +21,8 @@ from mover.pipeline.outflow import blocks_in_order
 from mover.pipeline.pace import Pace
 from mover.restore.disk_stream import import_disk
 from mover.restore.files import restore_to_files
+from mover.restore.progress import RestoreProgress
+from mover.restore.xva import Content, xva_stream
 from mover.run import run_job
 from mover.simulator.sparse import data_of
 from mover.source import Source, Take
@@ -29,14 +31,21 @@ from mover.source.nbd import NbdSource
 from mover.source.raw import RawSource
 from mover.source.vhd import VhdSource, open_vhd
 from mover.source.xva import Skip, Target, XvaSource, open_xva
-from mover.store import Cost, Point, PointDisk, PointRecord, Store
+from mover.store import Cost, Point, PointDisk, PointRecord, Store, segment
+from mover.store.directory import DirectoryBackend
+from mover.store.identity import Identity
+from mover.store.index import Loaded
+from mover.store.merge import merge as merge_segments
+from mover.store.names import DATA, PackName, SegmentName
 from protocol.arena import Arena
 from protocol.extent import Extent, align, merge, split, total
 from protocol.nbd import Block, Budget, Endpoint, NbdReader, open_reader
 from protocol.secret import Secret
 from protocol.xapi import Pool, Trust, connect, nbd_endpoints, open_transfers
+from protocol.xva.ova import Ova
 
 MiB = 1 << 20
+_PARTS = 8
 SLOTS = 24
 # What unlocking takes is no part of what is measured.
 _CHEAP = Cost(memory=64, passes=1, lanes=1)
@@ -106,13 +115,15 @@ async def back_up(
     stream: str | None = None,
     new: bool = True,
     compare: str | None = None,
+    base: str | None = None,
     passphrase: str | None = None,
 ) -> Facts:
     """Read extents (all: None) of a disk into a store and commit a restore point.
 
-    What is not read is zeros. `stream` (raw, vhd or xva) reads over HTTP; `new` makes the store, encrypted if there is
-    a `passphrase`; `compare` is a root (hex) in it that is likely to be the same. The time is from opening or making
-    the store to the commit, connecting included; that of unlocking is none to speak of, `unlock` measures it.
+    What is not read is that of the root `base` (hex), or zeros. `stream` (raw, vhd or xva) reads over HTTP; `new` makes
+    the store, encrypted if there is a `passphrase`; `compare` is a root (hex) in it that is likely to be the same. The
+    time is from opening or making the store to the commit, connecting included; that of unlocking is none to speak of,
+    `unlock` measures it.
     """
     started = time.perf_counter()
     secret = Secret(passphrase) if passphrase else None
@@ -126,8 +137,7 @@ async def back_up(
             reader = await stack.enter_async_context(_reader(place, connections))
             source, size = NbdSource(reader, Pace(0), merge_gaps=merging), reader.size
         wanted = source.held if isinstance(source, _Vhd) else _extents(extents, size)
-        root = bytes.fromhex(compare) if compare else None
-        tree = writer.tree(size, compare=root, compare_size=size if root else 0)
+        tree = writer.tree(size, **_root("compare", compare, size), **_root("base", base, size))
         intake = Intake(writer, tree, wanted, size, opened.chunk_size, executor, lambda counts: None)
         if isinstance(source, _Xva):
             source.skip = intake.skip
@@ -191,15 +201,22 @@ async def restore_files(store: str, directory: str) -> Facts:
     return {"seconds": time.perf_counter() - started, "files": [str(file) for file in files]}
 
 
-async def restore_stream(store: str, target: str | None = None) -> Facts:
-    """The newest point as a VHD stream to nowhere, or to the file `target`."""
+async def restore_stream(store: str, form: str, target: str | None = None) -> Facts:
+    """The newest point as a stream (vhd or xva) to nowhere, or to the file `target`."""
     started = time.perf_counter()
     opened = Store.open(store)
     point = opened.point("latest")
     sink = _StreamSink(target)
     with ThreadPoolExecutor(os.cpu_count() or 2) as executor:
         disk = point.record.disks[0]
-        await import_disk(opened, point, disk, sink, "", Arena(SLOTS), executor, lambda event: None)  # type: ignore[arg-type]
+        if form == "xva":
+            reader = opened.disk(disk.root, disk.size)
+            content = {"Ref:1": Content(reader, list(reader.extents()))}
+            progress = {"Ref:1": RestoreProgress("vm", disk, disk.size, lambda event: None)}
+            length, body = xva_stream(Ova({}, []), content, progress, Arena(SLOTS), executor)
+            await sink.import_vdi("", format="xva", length=length, body=body)
+        else:
+            await import_disk(opened, point, disk, sink, "", Arena(SLOTS), executor, lambda event: None)  # type: ignore[arg-type]
     failures = [] if sink.written == sink.length else [f"{sink.written} bytes instead of the {sink.length} announced"]
     return {"seconds": time.perf_counter() - started, "written": sink.written, "failures": failures}
 
@@ -215,6 +232,60 @@ async def compare(store: str, point: str, images: Sequence[str], passphrase: str
     return {"seconds": 0.0, "failures": problems}
 
 
+async def read_extents(store: str, extents: Sequence[Sequence[int]], image: str) -> Facts:
+    """Some parts of the newest point's disk, one after the other, compared with `image`.
+
+    `read` is what that took from files, index and tree included, in bytes.
+    """
+    before = _bytes_read()
+    started = time.perf_counter()
+    opened = Store.open(store)
+    disk = opened.point("latest").record.disks[0]
+    reader = opened.disk(disk.root, disk.size)
+    pieces: list[bytearray] = []
+    for offset, length in extents:
+        piece = bytearray(length)
+        reader.read_into(offset, memoryview(piece))
+        pieces.append(piece)
+    seconds, crossed = time.perf_counter() - started, _bytes_read() - before
+    with _mapped(Path(image)) as expected:
+        failures = [
+            f"the block at byte {offset} differs from {Path(image).name}"
+            for (offset, length), piece in zip(extents, pieces, strict=True)
+            if not _same(memoryview(piece), expected[offset : offset + length])
+        ]
+    return {"seconds": seconds, "read": crossed, "failures": failures[:3]}
+
+
+def _bytes_read() -> int:
+    """By system calls, from the page cache or not."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+async def make_index(store: str, count: int) -> Facts:
+    """A store with `count` records in its index that nobody has ever written, in eighths merged to one segment."""
+    opened = Store.create(store)
+    backend = DirectoryBackend(store)
+    identity = Identity.of(opened.config.key, encrypted=False)
+    rng = np.random.default_rng(count)
+    loaded = []
+    for number in range(_PARTS):
+        pack = PackName(b"made-up-records-", number, DATA)
+        backend.put(pack.key, b"?")
+        keys = rng.integers(0, 2**64, (count // _PARTS, 4), np.uint64)
+        rows = np.zeros(len(keys), segment.ROW)
+        rows["rest"] = keys[:, 1:]
+        name = SegmentName(0, b"made-up-records-", number)
+        backend.put(name.key, b"".join(segment.encode(identity, keys, rows, [segment.PackEntry(pack, 1)])))
+        data = backend.map(name.key)
+        loaded.append(Loaded(name, segment.parse(identity, data), data, None))
+    merged = merge_segments(backend, identity, loaded, b"made-up-records-", _PARTS)
+    assert merged is not None
+    for part in loaded:
+        backend.delete(part.name.key)
+    return {"seconds": 0.0}
+
+
 async def stored_bytes(store: str) -> Facts:
     """What the store takes on disk: all of it, packs of data, and everything else."""
     sizes = {path: path.stat().st_size for path in Path(store).rglob("*") if path.is_file()}
@@ -222,6 +293,10 @@ async def stored_bytes(store: str) -> Facts:
 
 
 # -- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _root(name: str, root: str | None, size: int) -> dict[str, Any]:
+    return {} if root is None else {name: bytes.fromhex(root), f"{name}_size": size}
 
 
 def _no_metadata() -> VmMetadata:

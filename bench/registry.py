@@ -24,6 +24,7 @@ _GROUPS = (
     "http",
     "sparse",
     "vms",
+    "scaling",
     "start",
     "encrypted",
 )

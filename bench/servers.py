@@ -9,9 +9,11 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 
@@ -29,6 +31,43 @@ def nbdkit(*arguments: str) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def relay(port: int, stalled: int | None, after: int) -> Iterator[int]:
+    """Pass connections on to `port`; yields the port to connect to.
+
+    The connection number `stalled` (from 0) stays open but brings nothing more once it has brought `after` bytes.
+    """
+    ended = Event()
+
+    def pass_on(source: socket.socket, target: socket.socket, limit: int | None) -> None:
+        passed = 0
+        with suppress(OSError):
+            while data := source.recv(1 << 18):
+                if limit is not None and passed >= limit:
+                    ended.wait()
+                target.sendall(data)
+                passed += len(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            for number in count():
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", port))
+                limit = after if number == stalled else None
+                for arguments in ((client, server, None), (server, client, limit)):
+                    Thread(target=pass_on, args=arguments, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        Thread(target=serve, args=(listener,), daemon=True).start()
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            ended.set()
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True)
@@ -76,13 +115,16 @@ def simulated_pool(folder: Path, *arguments: str) -> Iterator[SimulatedPool]:
     """Run `mover simulate` in a process of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mover", "simulate", "--dir", str(folder), "--json", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "MOVER_STATE": str(folder)})
+    environment = {**os.environ, "MOVER_STATE": str(folder)}
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
     try:
         assert process.stdout is not None
         said = process.stdout.readline()
         if not said:
-            raise RuntimeError("the simulated pool did not start")
+            raise RuntimeError(f"the simulated pool did not start: {(folder / 'log').read_text()[-2000:]}")
         yield SimulatedPool(json.loads(said))
     finally:
         process.terminate()
         process.wait()
+        log.close()

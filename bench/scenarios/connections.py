@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 from bench.child import call
-from bench.measure import Case, Check, interleave, ratio, seconds_of
+from bench.measure import Case, Check, Sample, interleave, ratio, seconds_of
 from bench.registry import Scenario, Setting
-from bench.servers import nbdkit
+from bench.servers import nbdkit, relay
+from protocol.nbd.terms import Patience
 
 _DELAYED = ("--filter=noparallel", "--filter=delay", "file")
 _EACH = ("rdelay=5ms", "serialize=requests")
+_PATIENCE = Patience().stall
 _ALL = ("rdelay=5ms", "serialize=all-requests")
 
 
@@ -53,7 +56,36 @@ def run_hosts(setting: Setting) -> Iterator[Case]:
     yield case
 
 
+def run_stalled(setting: Setting) -> Iterator[Case]:
+    """Four connections of which one stops answering early on, against four that answer.
+
+    Its share is a quarter of the speed, and once a run the second after which a request counts as stalled. The server
+    serves each connection one request at a time, so that the others cannot make up for it.
+    """
+    image = setting.image()
+    case = Case("four connections of which one stalls")
+    with nbdkit(*_DELAYED, str(image), *_EACH) as port:
+
+        def through(stalled: int | None) -> Sample:
+            with relay(port, stalled, after=image.stat().st_size // 32) as between:
+                return call("read", place={"ports": [between]}, connections=4)
+
+        samples = interleave(setting.rounds, {"one stalls": lambda: through(2), "none": lambda: through(None)})
+        with relay(port, 2, after=image.stat().st_size // 32) as between:
+            found = call("read_and_compare", place={"ports": [between]}, image=str(image), connections=4)
+        case.failures += found.facts["failures"]
+    case.series = seconds_of(samples)
+    pairs = zip(case.series["one stalls"], case.series["none"], strict=True)
+    beyond = statistics.median(stalled - without * 4 / 3 for stalled, without in pairs)
+    # Only what is the very last is asked for again, after a second without an answer.
+    case.checks.append(Check("seconds beyond its share", beyond, _PATIENCE + 0.25, "at most", "s"))
+    case.checks.append(Check("time / without a stall", ratio(case.series["one stalls"], case.series["none"]), unit="x"))
+    case.check_rss(samples["one stalls"])
+    yield case
+
+
 SCENARIOS = (
     Scenario("connections", "one request at a time, 5 ms each: 8 connections beside 1", run_connections),
     Scenario("hosts", "two hosts that answer one request at a time, beside one", run_hosts),
+    Scenario("stalled", "one of four connections stops answering", run_stalled),
 )

@@ -1,20 +1,26 @@
-"""A disk out of the store, into a raw file and as a VHD stream, beside qemu-img reading compressed qcow2."""
+"""A disk out of the store: into a raw file and as VHD and XVA streams beside qemu-img, and blocks here and there."""
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.child import call
-from bench.measure import Case, Sample, interleave, ratios_to_ours, seconds_of
+from bench.inputs import GRANULE
+from bench.measure import Case, Check, Sample, interleave, ratios_to_ours, seconds_of
+from bench.peers import find_peer
 from bench.registry import Scenario, Setting
 from bench.servers import nbdkit
 
 _CONVERT = "qemu-img convert from qcow2"
 _UNPACK = "zstd -d"
+_XVA_BLOCK = 1 << 20
+_FILE_BLOCK = 4096
 
 
 def run(setting: Setting) -> Iterator[Case]:
@@ -25,7 +31,9 @@ def run(setting: Setting) -> Iterator[Case]:
         with nbdkit("file", str(image)) as port:
             call("back_up", place={"ports": [port]}, store=store)
         yield _to_file(setting, image, scratch, store)
-        yield _to_stream(setting, image, scratch, store)
+        for form in ("vhd", "xva"):
+            yield _to_stream(setting, image, scratch, store, form)
+        yield _one_file(setting, image, store)
 
 
 def _to_file(setting: Setting, image: Path, scratch: Path, store: str) -> Case:
@@ -47,21 +55,73 @@ def _to_file(setting: Setting, image: Path, scratch: Path, store: str) -> Case:
     return case
 
 
-def _to_stream(setting: Setting, image: Path, scratch: Path, store: str) -> Case:
-    case = Case(f"restore of {setting.mib} MiB as a VHD stream to nowhere")
+def _to_stream(setting: Setting, image: Path, scratch: Path, store: str, form: str) -> Case:
+    case = Case(f"restore of {setting.mib} MiB as {form.upper()} stream to nowhere")
     peers = _peers(setting, case, image, scratch)
-    samples = interleave(setting.rounds, {"ours": lambda: call("restore_stream", store=store), **peers})
-    vhd = scratch / "disk.vhd"
-    case.failures += call("restore_stream", store=store, target=str(vhd)).facts["failures"]
-    if setting.present(case, "qemu-img"):
-        compare = ["qemu-img", "compare", "-q", "-f", "raw", "-F", "vpc", str(image), str(vhd)]
+    samples = interleave(setting.rounds, {"ours": lambda: call("restore_stream", store=store, form=form), **peers})
+    target = scratch / f"disk.{form}"
+    case.failures += call("restore_stream", store=store, form=form, target=str(target)).facts["failures"]
+    if form == "xva":
+        case.failures += _compare_xva(target, image)
+    elif setting.present(case, "qemu-img"):
+        compare = ["qemu-img", "compare", "-q", "-f", "raw", "-F", "vpc", str(image), str(target)]
         if subprocess.run(compare, check=False).returncode:
             case.failures.append("qemu-img says that the VHD differs from the image")
-    vhd.unlink()
+    target.unlink()
     case.series = seconds_of(samples)
     ratios_to_ours(case, {_CONVERT: 0.8})
     case.check_rss(samples["ours"])
     return case
+
+
+def _compare_xva(archive: Path, image: Path) -> list[str]:
+    """What tar finds in it, against the image: members are blocks of 1 MiB by number, those left out are zeros."""
+    seen: set[int] = set()
+    with tarfile.open(archive) as members, image.open("rb") as expected:
+        for member in members:
+            folder, _, name = member.name.rpartition("/")
+            if not folder or not name.isdigit():
+                continue
+            content = members.extractfile(member)
+            expected.seek(int(name) * _XVA_BLOCK)
+            if content is None or content.read() != expected.read(member.size):
+                return [f"the block {name} of the XVA differs from the image"]
+            seen.add(int(name))
+        for number in set(range(-(-image.stat().st_size // _XVA_BLOCK))) - seen:
+            expected.seek(number * _XVA_BLOCK)
+            if any(expected.read(_XVA_BLOCK)):
+                return [f"the block {number} is missing in the XVA, and is not zeros"]
+    return []
+
+
+def _one_file(setting: Setting, image: Path, store: str) -> Case:
+    """64 KiB at a time in no order, as somebody reads who mounts a restore point."""
+    case = Case("the blocks of one file in the image, at random")
+    blocks = sorted(_blocks_of(image, "/shop.sqlite"))
+    chunks = sorted({block * _FILE_BLOCK // GRANULE for block in blocks})
+    random.Random(5).shuffle(chunks)
+    extents = [(chunk * GRANULE, GRANULE) for chunk in chunks[: setting.pick(400, 400, 20)]]
+    samples = interleave(
+        setting.rounds, {"ours": lambda: call("read_extents", store=store, extents=extents, image=str(image))}
+    )["ours"]
+    case.failures += [failure for sample in samples for failure in sample.facts["failures"]]
+    case.series = {"ours": [sample.seconds for sample in samples]}
+    wanted = sum(length for _, length in extents)
+    case.checks.append(
+        Check("bytes read from the store / bytes wanted", samples[-1].facts["read"] / wanted, 1.2, "at most", "x")
+    )
+    case.check_rss(samples)
+    return case
+
+
+def _blocks_of(image: Path, path: str) -> list[int]:
+    """The blocks of 4 KiB in which debugfs says the file lies."""
+    program = find_peer("debugfs")
+    if program is None:
+        raise RuntimeError("debugfs is missing (package e2fsprogs)")
+    command = [program, "-R", f"blocks {path}", str(image)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [int(word) for word in said.split()]
 
 
 def _peers(setting: Setting, case: Case, image: Path, scratch: Path) -> dict[str, Callable[[], Sample]]:
@@ -91,4 +151,4 @@ def _peers(setting: Setting, case: Case, image: Path, scratch: Path) -> dict[str
     return found
 
 
-SCENARIOS = (Scenario("restore", "restore to a raw file and to a VHD stream, beside qemu-img and zstd -d", run),)
+SCENARIOS = (Scenario("restore", "restore to a raw file and to streams, beside qemu-img; one file's blocks", run),)
