@@ -82,7 +82,8 @@ def test_a_copy_that_is_wrong_counts_as_failed(work: Path, programs: Path, tmp_p
         file.write(bytes([byte ^ 1]))
     real = (programs / "nbdkit").readlink()
     (programs / "nbdkit").unlink()
-    (programs / "nbdkit").write_text(f"#!{programs / 'bash'}\nexec {real} -f file {altered}\n")
+    script = f'#!{programs / "bash"}\n[ "$1" = -f ] || exec {real} "$@"\nexec {real} -f file {altered}\n'
+    (programs / "nbdkit").write_text(script)
     (programs / "nbdkit").chmod(0o700)
     run = bench(work, programs, "--only", "unchanged")
     assert run.code == 1, run.said
