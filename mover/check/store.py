@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from mover.check.finding import Finding, failed
 from mover.check.local import existing
-from mover.errors import MoverError, StoreMissingError
+from mover.errors import MoverError, SecretError, StoreMissingError
 from mover.job import Job
 from mover.storage import open_store as open_store_of
 from mover.store import Store
@@ -28,6 +28,8 @@ def open_store(job: Job) -> tuple[Store | None, list[Finding]]:
         points, damaged = store.readable_points()
     except StoreMissingError:
         return None, [Finding(level="info", check="store", what=f"{job.store.url}: the first run makes a new store")]
+    except SecretError:
+        return None, []  # Told of already, as one of the job's secrets.
     except MoverError as error:
         return None, [failed("store", error)]
     findings = [Finding(level="ok", check="store", what=f"{store.location}: {len(points)} restore points")]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mover.check import Finding, check_job, verdict
+from mover.job import parse_job
 from mover.simulator import XENSERVER_7_1, Options
 from mover.simulator.faults import NbdFault
 from mover.simulator.sr import allowed_operations, driver_features
@@ -294,6 +295,14 @@ async def test_stores_that_are_damaged(tmp_path: Path):
         assert found.level == "error"
 
 
+async def test_a_passphrase_that_cannot_be_read_is_told_of_once(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [4 * MiB])
+        text = here.job_text().replace("[[vms]]", f'passphrase-file = "{tmp_path}/none"\n[[vms]]', 1)
+        (found,) = only(await check_job(parse_job(text, "job.toml", "test")), "secret")
+        assert (found.level, "the store's passphrase" in found.what) == ("error", True)
+
+
 async def test_no_room(tmp_path: Path):
     """A disk larger than anything this machine has, on a store that is not there yet."""
     async with site(tmp_path) as here:
@@ -303,10 +312,10 @@ async def test_no_room(tmp_path: Path):
 
 
 def test_the_command(tmp_path: Path):
-    """Text, JSON and exit code of the command itself, before a pool that is away."""
+    """Text, JSON and exit code of the command itself, with a password that anybody could read."""
     secret = tmp_path / "secret"
-    secret.touch(mode=0o600)
     secret.write_text("correct-horse")
+    secret.chmod(0o644)
     job = tmp_path / "job.toml"
     job.write_text(
         f'[pool]\nurl = "https://127.0.0.1:1"\nusername = "root"\npassword-file = "{secret}"\n'
@@ -315,7 +324,9 @@ def test_the_command(tmp_path: Path):
     command = [sys.executable, "-m", "mover", "check", str(job)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
     assert done.returncode == 40, done.stderr
-    assert "ERROR    pool: cannot reach the pool at " in done.stdout
+    assert f"ERROR    secret: the pool's password: {secret} can be read by others\n" in done.stdout
+    assert f"         fix: chmod 600 {secret}\n" in done.stdout
+    assert "correct-horse" not in done.stdout
     assert done.stdout.splitlines()[-1] == "1 errors, 0 warnings"
     assert done.stderr == ""
     told = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=False)
