@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-Mode = Literal["full", "incremental", "restore"]
+Mode = Literal["full", "incremental", "restore", "copy"]
 Outcome = Literal["done", "failed", "interrupted"]
 
 

@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _serve(verbs)
     _verify(verbs)
     _prune(verbs)
+    _copy(verbs)
     _report(verbs)
     _units(verbs)
     _key(verbs)
@@ -202,6 +203,19 @@ def _prune(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     )
     _progress(parser)
     _passphrase(parser)
+    _json(parser)
+
+
+def _copy(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("copy", help="copy restore points into another store: what it has not yet")
+    parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
+    parser.add_argument("target", metavar="STORE|JOB", help="where to; made if it is not there")
+    parser.add_argument("--vm", action="append", default=[], metavar="VM", help=_ONLY_VM)
+    parser.add_argument("--point", action="append", default=[], metavar="POINT", help="only this point; repeatable")
+    parser.add_argument("--latest", type=int, metavar="N", help="only the newest N of each VM")
+    _progress(parser)
+    _passphrase(parser)
+    _passphrase(parser, "to-")
     _json(parser)
 
 

@@ -4,7 +4,7 @@ The format is described byte by byte in docs/FORMAT.md.
 """
 
 from mover.store.keys import Cost, KeyRing, Slot
-from mover.store.point import Point, PointDisk, PointRecord
+from mover.store.point import CopiedFrom, Point, PointDisk, PointRecord
 from mover.store.prune import Patience, PruneReport
 from mover.store.reader import DiskReader
 from mover.store.s3 import S3Access
@@ -15,6 +15,7 @@ from mover.store.verify import Damage
 from mover.store.writer import Writer
 
 __all__ = [
+    "CopiedFrom",
     "Cost",
     "Damage",
     "DiskReader",

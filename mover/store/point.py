@@ -48,6 +48,13 @@ class PointDisk(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
+class CopiedFrom(msgspec.Struct, frozen=True, kw_only=True):
+    """Of which point this one is a copy: the id of its store, and its own there."""
+
+    store: str
+    point: str
+
+
 class PointRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One VM at one moment (`created`, Unix time). `metadata` is the id of a blob, empty if there is none.
 
@@ -64,6 +71,7 @@ class PointRecord(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str = "cbt"
     snapshot_uuid: str | None = None
     metadata: bytes = b""
+    copied_from: CopiedFrom | None = None
     disks: list[PointDisk]
 
 

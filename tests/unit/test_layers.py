@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mover.unusual",),
     ("mover.report",),
     ("mover.source",),
+    ("mover.copy",),
     ("mover.backup",),
     ("mover.restore",),
     ("mover.serve",),

@@ -1,0 +1,213 @@
+"""Copying restore points: what the other store lacks is read, checked, and stored under that store's own keys.
+
+Ids of two stores have nothing to do with each other, so what is the same is found by the trees: a point is read where
+it differs from the newest state of its disks that was copied before, and all of it if there is none. What was stored by
+a copy that was interrupted is found again by the other store's index.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import msgspec
+
+from mover.errors import StoreDamagedError
+from mover.events import DiskFinished, DiskPlanned, DiskProgress, Emit, Outcome, VmFinished, VmStarted
+from mover.pipeline.intake import Counts, Intake
+from mover.source.stored import StoredSource
+from mover.store import CopiedFrom, Point, PointDisk, PointRecord, Store, Writer
+from protocol.arena import Arena
+from protocol.extent import Extent, align, total
+from protocol.tasks import in_thread
+
+_IN_MEMORY = 48 << 20
+_SLOT = 2 << 20
+
+
+@dataclass(frozen=True)
+class Copied:
+    """One point: its id in the store it came from, and in the one it went to."""
+
+    source: str
+    target: str
+    vm: str
+
+
+@dataclass(frozen=True)
+class CopyResult:
+    """`copied` anew, `present` already (ids in the store they are from), `failed` with the reason, by id."""
+
+    copied: tuple[Copied, ...]
+    present: tuple[str, ...]
+    failed: dict[str, str]
+
+
+async def copy_points(source: Store, target: Store, points: Sequence[Point], emit: Emit) -> CopyResult:
+    """Copy `points` of `source` that `target` has not, oldest first.
+
+    A point that is damaged does not stop the others. Raises what `target` raises.
+    """
+    copied: list[Copied] = []
+    present: list[str] = []
+    failed: dict[str, str] = {}
+    slot = max(_SLOT, source.chunk_size, target.chunk_size)
+    threads = max(os.cpu_count() or 2, source.readers)
+    with target.writer() as writer, ThreadPoolExecutor(threads, "copy") as executor:
+        there = await in_thread(executor, _copies, source, target)
+        originals = {one.id: one.record for one in await in_thread(executor, lambda: source.readable_points()[0])}
+        arena = Arena(_IN_MEMORY // slot, slot)
+        work = _Copy(source, target, writer, executor, arena, emit, originals, there)
+        for point in sorted(points, key=lambda one: one.record.created):
+            if point.id in there:
+                present.append(point.id)
+                continue
+            started = time.monotonic()
+            emit(VmStarted(vm=point.record.vm_uuid, name=point.record.vm_name, strategy=point.record.strategy))
+            outcome: Outcome = "interrupted"
+            made: str | None = None
+            try:
+                made = await _copy(work, point)
+                copied.append(Copied(point.id, made, point.record.vm_name))
+                outcome = "done"
+            except StoreDamagedError as error:
+                failed[point.id] = str(error)
+                outcome = "failed"
+            finally:
+                emit(
+                    VmFinished(
+                        vm=point.record.vm_uuid,
+                        name=point.record.vm_name,
+                        outcome=outcome,
+                        point=made,
+                        seconds=time.monotonic() - started,
+                        error=failed.get(point.id),
+                    )
+                )
+    return CopyResult(tuple(copied), tuple(present), failed)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """What the points of one copy share. `there` are the copies by the ids of their `originals`."""
+
+    source: Store
+    target: Store
+    writer: Writer
+    executor: Executor
+    arena: Arena
+    emit: Emit
+    originals: dict[str, PointRecord]
+    there: dict[str, PointRecord]
+
+
+def _copies(source: Store, target: Store) -> dict[str, PointRecord]:
+    """The copies that `target` has of points of `source`, by the id of the original."""
+    found: dict[str, PointRecord] = {}
+    for point in target.readable_points()[0]:
+        of = point.record.copied_from
+        if of is not None and of.store == source.config.store_id:
+            found[of.point] = point.record
+    return found
+
+
+async def _copy(work: _Copy, point: Point) -> str:
+    record = point.record
+    metadata = b""
+    if record.metadata:
+        blob = await in_thread(work.executor, work.source.get_blob, record.metadata)
+        metadata = await in_thread(work.executor, work.writer.put_blob, blob)
+    disks = [await _copy_disk(work, point, disk, _base(work, disk)) for disk in record.disks]
+    of = CopiedFrom(store=work.source.config.store_id, point=point.id)
+    copy = msgspec.structs.replace(record, metadata=metadata, disks=disks, copied_from=of)
+    made = await in_thread(work.executor, work.writer.commit, copy)
+    work.there[point.id] = copy
+    return made
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A state of a disk that both stores have: as `original` in the one, as `copy` in the other."""
+
+    original: PointDisk
+    copy: PointDisk
+
+
+def _base(work: _Copy, disk: PointDisk) -> _Base | None:
+    """The newest state of the disk that was copied and is still in both stores."""
+    for id, copy in sorted(work.there.items(), key=lambda pair: pair[1].created, reverse=True):
+        if id not in work.originals:
+            continue
+        ours = _disk_in(work.originals[id], disk.vdi_uuid)
+        theirs = _disk_in(copy, disk.vdi_uuid)
+        if ours is not None and theirs is not None:
+            return _Base(ours, theirs)
+    return None
+
+
+def _disk_in(point: PointRecord, vdi: str) -> PointDisk | None:
+    return next((disk for disk in point.disks if disk.vdi_uuid == vdi), None)
+
+
+async def _copy_disk(work: _Copy, point: Point, disk: PointDisk, base: _Base | None) -> PointDisk:
+    started = time.monotonic()
+    reader = work.source.disk(disk.root, disk.size)
+
+    def differing() -> list[Extent]:
+        found = reader.extents() if base is None else reader.diff(base.original.root, base.original.size)
+        return align(found, work.target.chunk_size, disk.size)
+
+    extents = await in_thread(work.executor, differing)
+    tree = work.writer.tree(disk.size, base=base.copy.root if base else None, base_size=base.copy.size if base else 0)
+
+    def report(counts: Counts) -> None:
+        work.emit(
+            DiskProgress(
+                vm=point.record.vm_uuid,
+                disk=disk.position,
+                done=counts.done,
+                read=counts.done,
+                zero=counts.zero,
+                known=counts.known,
+                new=counts.new,
+                stored=counts.stored,
+            )
+        )
+
+    work.emit(
+        DiskPlanned(
+            vm=point.record.vm_uuid,
+            disk=disk.position,
+            name=disk.name,
+            size=disk.size,
+            mode="copy",
+            to_read=total(extents),
+            reason=None if base else "no earlier state of this disk was copied",
+        )
+    )
+    intake = Intake(work.writer, tree, extents, disk.size, work.target.chunk_size, work.executor, report)
+    read = await StoredSource(reader, work.executor).deliver(extents, work.arena, intake.take)
+    root = await in_thread(work.executor, intake.finish)
+    counts = intake.counts
+    report(counts)
+    work.emit(
+        DiskFinished(
+            vm=point.record.vm_uuid,
+            disk=disk.position,
+            name=disk.name,
+            mode="copy",
+            size=disk.size,
+            changed=tree.changed,
+            read=read,
+            zero=counts.zero,
+            known=counts.known,
+            new=counts.new,
+            stored=counts.stored,
+            seconds=time.monotonic() - started,
+        )
+    )
+    # How the backup read it stays what it was; what it took to store is the copy's own.
+    return msgspec.structs.replace(disk, root=root, stored=counts.stored)
