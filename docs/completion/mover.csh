@@ -18,11 +18,12 @@ complete mover \
         'c/--tls-certificate=/f/' \
         'c/--tls-key=/f/' \
         'c/--tls-client-ca=/f/' \
+        'c/--to-passphrase-file=/f/' \
         'c/--html=/f/' \
         'c/--new-passphrase-file=/f/' \
         'c/--dir=/d/' \
         'c/--nbd=/(tls insecure both none)/' \
-        'c/--/(address as-vdi deep dir disk dry-run format full help html insecure into job json keep-partial label latency name nbd network new-macs new-passphrase-command new-passphrase-env new-passphrase-file no-new-macs no-template passphrase-command passphrase-env passphrase-file password plain-http point port progress schedule settle small socket sr template tls-certificate tls-client-ca tls-key to user version via vm)/' \
+        'c/--/(address as-vdi deep dir disk dry-run format full help html insecure into job json keep-partial label latency latest name nbd network new-macs new-passphrase-command new-passphrase-env new-passphrase-file no-new-macs no-template passphrase-command passphrase-env passphrase-file password plain-http point port progress schedule settle small socket sr template tls-certificate tls-client-ca tls-key to to-passphrase-command to-passphrase-env to-passphrase-file user version via vm)/' \
         'c/-/(- h)/' \
         'n/--progress/(auto plain json none)/' \
         'n/--passphrase-file/f/' \
@@ -34,11 +35,12 @@ complete mover \
         'n/--tls-certificate/f/' \
         'n/--tls-key/f/' \
         'n/--tls-client-ca/f/' \
+        'n/--to-passphrase-file/f/' \
         'n/--html/f/' \
         'n/--new-passphrase-file/f/' \
         'n/--dir/d/' \
         'n/--nbd/(tls insecure both none)/' \
-        'p/1/(run check explain list show restore serve verify prune report units key simulate demo)/' \
+        'p/1/(run check explain list show restore serve verify prune copy report units key simulate demo)/' \
         'n/run/f/' \
         'n/check/f/' \
         'n/explain/f/' \
@@ -48,6 +50,7 @@ complete mover \
         'n/serve/f/' \
         'n/verify/f/' \
         'n/prune/f/' \
+        'n/copy/f/' \
         'n/report/f/' \
         'n/units/f/' \
         'n/key/(add change list remove)/' \
