@@ -31,8 +31,8 @@ class Sealed(NamedTuple):
     stored: int
 
 
-# Makes the record of an id.
-Make = Callable[[bytes], Record]
+# Makes the records of ids.
+Make = Callable[[Sequence[bytes]], list[Record]]
 # Stores the records of those ids that are not stored yet: returns which, and the bytes that took.
 Add = Callable[[Sequence[bytes], Make], tuple[list[bytes], int]]
 
@@ -76,6 +76,10 @@ class Sealer:
         new = stored = 0
         if fresh:
             compressor, cipher = self._compressors.mine, self._cipher
-            written, stored = self._add(list(fresh), lambda id: records.seal(id, CHUNK, fresh[id], compressor, cipher))
+
+            def make(ids: Sequence[bytes]) -> list[Record]:
+                return records.seal_many(ids, CHUNK, [fresh[id] for id in ids], compressor, cipher)
+
+            written, stored = self._add(list(fresh), make)
             new = sum(len(fresh[id]) for id in written)
         return Sealed(b"".join(ids), zero, len(view) - zero - new, new, stored)

@@ -94,7 +94,7 @@ class Writer:
         if len(data) > MAX_RAW:
             raise ValueError(f"a blob has at most {MAX_RAW} bytes, this one {len(data)}")
         id = self._identity.blob_id(data)
-        self._add(META, [id], lambda id: records.seal(id, BLOB, data, self._compressors.mine, self._identity.cipher))
+        self._add(META, [id], lambda _: [records.seal(id, BLOB, data, self._compressors.mine, self._identity.cipher)])
         return id
 
     def tree(
@@ -185,9 +185,10 @@ class Writer:
         if not left:
             return [], 0
         view = self._index.view
-        made = [make(id) for id, known in zip(left, view.contains(left), strict=True) if not known]
-        if not made:
+        new = [id for id, known in zip(left, view.contains(left), strict=True) if not known]
+        if not new:
             return [], 0
+        made = make(new)
 
         def meanwhile(records: Sequence[Record]) -> Sequence[Record]:
             now = self._index.view
@@ -202,7 +203,8 @@ class Writer:
         ids = [self._identity.page_id(data) for data in encoded]
         by_id = dict(zip(ids, encoded, strict=True))
         # Ids are as good as random: compressing them would only cost.
-        self._add(META, list(by_id), lambda id: records.seal(id, PAGE, by_id[id], None, self._identity.cipher))
+        cipher = self._identity.cipher
+        self._add(META, list(by_id), lambda ids: [records.seal(id, PAGE, by_id[id], None, cipher) for id in ids])
         return ids
 
     def _recut(self, id: bytes, length: int) -> bytes:

@@ -79,13 +79,15 @@ class Observed:
 
     def _fit(self) -> None:
         lengths, seconds = np.array(self._samples, dtype=np.float64).T
-        left, right = np.triu_indices(len(lengths), 1)
-        difference = lengths[right] - lengths[left]
-        apart = np.abs(difference) >= self._LEVER
-        if apart.sum() >= 2:
-            slope = float(np.median((seconds[right] - seconds[left])[apart] / difference[apart]))
-            if slope > 0:
-                self.bandwidth = 1 / slope
+        # A disk that is read in full is read in requests of one length: nothing to compare.
+        if np.max(lengths) - np.min(lengths) >= self._LEVER:
+            left, right = np.triu_indices(len(lengths), 1)
+            difference = lengths[right] - lengths[left]
+            apart = np.abs(difference) >= self._LEVER
+            if apart.sum() >= 2:
+                slope = float(np.median((seconds[right] - seconds[left])[apart] / difference[apart]))
+                if slope > 0:
+                    self.bandwidth = 1 / slope
         self.latency = max(0.0, float(np.quantile(seconds - lengths / self.bandwidth, self.QUANTILE)))
 
 
