@@ -83,7 +83,7 @@ def seal_many(
         return [seal(id, kind, data, compressor, cipher) for id, data in zip(ids, contents, strict=True)]
     frames = compressor.multi_compress_to_buffer(list(contents), threads=1)
     return [
-        _seal(id, kind, data, memoryview(frames[number]), cipher)
+        _seal(id, kind, data, memoryview(frames[number]), cipher)  # type: ignore[arg-type] # it is a buffer
         for number, (id, data) in enumerate(zip(ids, contents, strict=True))
     ]
 
