@@ -1,6 +1,7 @@
 """`python -m bench.report`: write the figures and plots of docs/performance.md from the newest files in bench/results/.
 
-Each scenario is taken from the newest file that has it in full (not `--quick`). Needs matplotlib for the plots.
+Each scenario is taken from the newest file that has it in full, or if there is none from the newest `--quick` one.
+Needs matplotlib for the plots.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ class Taken(NamedTuple):
 
 
 def newest(folder: Path = RESULTS) -> list[Taken]:
-    """Each scenario that was ever measured in full, from the newest file that has it."""
+    """Each scenario that was ever measured, from the newest file that has it; files of `--quick` come last."""
     found: dict[str, Taken] = {}
-    for path in sorted(folder.glob("*.json")):
-        report = json.loads(path.read_text())
-        if not report["quick"]:
-            for name, cases in report["scenarios"].items():
-                found[name] = Taken(name, cases, report, path.name)
-    return list(found.values())
+    reports = [(path, json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    for path, report in sorted(reports, key=lambda one: not one[1]["quick"]):
+        for name, cases in report["scenarios"].items():
+            found[name] = Taken(name, cases, report, path.name)
+    return [found[name] for name in sorted(found)]
 
 
 def figures(scenarios: Sequence[Taken]) -> str:
@@ -63,9 +63,10 @@ def _sources(scenarios: Sequence[Taken]) -> Iterator[str]:
         by_file.setdefault(taken.file, []).append(taken)
     for file, those in sorted(by_file.items()):
         report, machine = those[0].report, those[0].report["machine"]
+        form = ", --quick" if report["quick"] else ""
         yield (
             f"- `bench/results/{file}`: {', '.join(taken.name for taken in those)}. Image of {report['mib']} MiB, "
-            f"{report['rounds']} rounds; commit {machine['commit']}, {machine['cpus']} x {machine['cpu']}, "
+            f"{report['rounds']} rounds{form}; commit {machine['commit']}, {machine['cpus']} x {machine['cpu']}, "
             f"{machine['memory']}, Linux {machine['kernel']}, Python {machine['python']}, "
             f"load before {machine['load before']:.1f}."
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.child import call
-from bench.measure import Case, Check, MiB, Sample, interleave, ratios_to_ours, seconds_of
+from bench.measure import Case, Check, MiB, Sample, interleave, ratio, ratios_to_ours, seconds_of
 from bench.peers import borg_environment
 from bench.registry import Scenario, Setting
 from bench.servers import nbdkit
@@ -45,6 +45,34 @@ def run(setting: Setting) -> Iterator[Case]:
     zstd = samples.get("zstd -1 -T2")
     if zstd:
         case.checks.append(Check("bytes stored / zstd's", stored / zstd[-1].facts["stored"], None, "at most"))
+    yield case
+
+
+def run_ceiling(setting: Setting) -> Iterator[Case]:
+    """The parts of a full, each alone, beside zstd: what no full can be faster than."""
+    image = setting.image()
+    case = Case(f"parts of a full of {setting.mib} MiB, each alone on two threads")
+    with setting.scratch() as scratch, nbdkit("file", str(image)) as port:
+
+        def sealed() -> Sample:
+            shutil.rmtree(scratch / "store", ignore_errors=True)
+            return call("seal", image=str(image), store=str(scratch / "store"))
+
+        zstd = {name: peer for name, peer in _peers(setting, case, image, scratch).items() if name == "zstd -1 -T2"}
+        samples = interleave(
+            setting.rounds,
+            {
+                "sealed from memory": sealed,
+                "only compressed": lambda: call("compress", image=str(image)),
+                "only read over NBD": lambda: call("read", place={"ports": [port]}),
+                **zstd,
+            },
+        )
+    case.series = seconds_of(samples)
+    for name in ("sealed from memory", "only compressed", "only read over NBD"):
+        for peer in zstd:
+            value = ratio(case.series[peer], case.series[name])
+            case.checks.append(Check(f"{name}: times as fast as {peer}", value, unit="x"))
     yield case
 
 
@@ -92,4 +120,7 @@ def _size(path: Path) -> int:
     return sum(os.path.getsize(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
-SCENARIOS = (Scenario("full", "a full over NBD into a new store, beside zstd, qemu-img, borg, restic", run),)
+SCENARIOS = (
+    Scenario("full", "a full over NBD into a new store, beside zstd, qemu-img, borg, restic", run),
+    Scenario("ceiling", "what a full consists of, each part alone, beside zstd", run_ceiling, quick=False),
+)
