@@ -65,15 +65,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only this scenario; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go (default: bench/results/)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for inputs, which are kept, and scratch files")
-    parser.add_argument("--mib", type=int, help="size of the image (default: 2048, with --quick 384)")
-    parser.add_argument("--rounds", type=int, help="how often everybody runs (default: 5, with --quick 3)")
+    parser.add_argument("--mib", type=int, help="size of the image (default: 2048, with --quick 256)")
+    parser.add_argument("--rounds", type=int, help="how often everybody runs (default: 5, with --quick 2)")
     parser.add_argument("--install-peers", action="store_true", help="install missing peers with apt-get first")
     parser.add_argument("--list", action="store_true", help="only say which scenarios there are")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.quick = options.quick or options.tiny
-    options.mib = options.mib or (64 if options.tiny else 384 if options.quick else 2048)
-    options.rounds = options.rounds or (1 if options.tiny else 3 if options.quick else 5)
+    options.mib = options.mib or (64 if options.tiny else 256 if options.quick else 2048)
+    options.rounds = options.rounds or (1 if options.tiny else 2 if options.quick else 5)
     options.work = (options.work or Path(tempfile.gettempdir()) / "mover-bench").absolute()
     return options
 

@@ -86,6 +86,6 @@ def run_stalled(setting: Setting) -> Iterator[Case]:
 
 SCENARIOS = (
     Scenario("connections", "one request at a time, 5 ms each: 8 connections beside 1", run_connections),
-    Scenario("hosts", "two hosts that answer one request at a time, beside one", run_hosts),
-    Scenario("stalled", "one of four connections stops answering", run_stalled),
+    Scenario("hosts", "two hosts that answer one request at a time, beside one", run_hosts, quick=False),
+    Scenario("stalled", "one of four connections stops answering", run_stalled, quick=False),
 )

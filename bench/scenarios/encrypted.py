@@ -62,4 +62,4 @@ def _size(store: Path) -> int:
     return sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
 
 
-SCENARIOS = (Scenario("encrypted", "a full into an encrypted store, beside a plain one", run),)
+SCENARIOS = (Scenario("encrypted", "a full into an encrypted store, beside a plain one", run, quick=False),)

@@ -27,8 +27,6 @@ def run(setting: Setting) -> Iterator[Case]:
     size = setting.pick(1024, 256, 64) * MiB
     patterns = [(share, clustered) for share in _SHARES for clustered in (False, True)]
     if setting.small:
-        patterns = [(0.01, False), (0.1, True)]
-    if setting.tiny:
         patterns = [(0.01, False)]
     for share, clustered in patterns:
         extents = dirty_extents(size, share, clustered=clustered)
@@ -42,7 +40,7 @@ def run(setting: Setting) -> Iterator[Case]:
 
 
 def _on_pool(setting: Setting, name: str, extents: list[Extent], disk: Path, scratch: Path) -> Iterator[Case]:
-    latencies = (0,) if setting.tiny else (0, 10) if setting.small else (0, 2, 10, 20)
+    latencies = (0,) if setting.tiny else (10,) if setting.small else (0, 2, 10, 20)
     with _pool_with(disk, scratch) as (steer, place):
         for latency in latencies:
             steer("network", latency=latency / 1000)

@@ -117,6 +117,6 @@ def run_chunks(setting: Setting) -> Iterator[Case]:
 
 
 SCENARIOS = (
-    Scenario("disks", "full and incremental of small and large sparse disks: what a GiB costs", run_disks),
-    Scenario("chunks", "the same disk into stores of few and many chunks: what a chunk costs", run_chunks),
+    Scenario("disks", "full and incremental of small and large sparse disks: what a GiB costs", run_disks, quick=False),
+    Scenario("chunks", "the same disk into stores of few and many chunks: what a chunk costs", run_chunks, quick=False),
 )
