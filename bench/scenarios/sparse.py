@@ -50,4 +50,4 @@ def run(setting: Setting) -> Iterator[Case]:
     yield case
 
 
-SCENARIOS = (Scenario("sparse", "a disk of 1 TiB with 100 MiB changed", run),)
+SCENARIOS = (Scenario("sparse", "a disk of 1 TiB with 100 MiB changed", run, quick=False),)
