@@ -276,6 +276,7 @@ def _session(
         nbd_connections=job.limits.nbd_connections,
         merge_gaps=job.limits.merge_gaps,
         hooks=job.hooks,
+        lost=store.lost_roots(),
         secret_variables=job.secret_variables | {PASSPHRASE_VARIABLE},
         emit=emit,
     )

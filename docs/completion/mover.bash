@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_mover_key_subparsers=(add change list remove)
-_shtab_mover_subparsers=(run check explain list show restore serve verify prune copy report units key simulate demo)
+_shtab_mover_subparsers=(run check explain list show restore serve verify prune repair copy report units key simulate demo)
 
 _shtab_mover_run_option_strings=(-h --help --schedule --vm --full --dry-run --progress --json)
 _shtab_mover_check_option_strings=(-h --help --schedule --vm --full --json)
@@ -17,6 +17,7 @@ _shtab_mover_restore_option_strings=(-h --help --job --to --format --disk --sr -
 _shtab_mover_serve_option_strings=(-h --help --disk --port --socket --address --tls-certificate --tls-key --tls-client-ca --insecure --passphrase-file --passphrase-env --passphrase-command --json)
 _shtab_mover_verify_option_strings=(-h --help --point --deep --progress --passphrase-file --passphrase-env --passphrase-command --json)
 _shtab_mover_prune_option_strings=(-h --help --dry-run --settle --progress --passphrase-file --passphrase-env --passphrase-command --json)
+_shtab_mover_repair_option_strings=(-h --help --dry-run --deep --progress --passphrase-file --passphrase-env --passphrase-command --json)
 _shtab_mover_copy_option_strings=(-h --help --vm --point --latest --progress --passphrase-file --passphrase-env --passphrase-command --to-passphrase-file --to-passphrase-env --to-passphrase-command --json)
 _shtab_mover_report_option_strings=(-h --help --html --passphrase-file --passphrase-env --passphrase-command)
 _shtab_mover_units_option_strings=(-h --help --to --user)
@@ -50,6 +51,8 @@ _shtab_mover_verify_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_mover_verify___passphrase_file_COMPGEN=_shtab_compgen_files
 _shtab_mover_prune_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_mover_prune___passphrase_file_COMPGEN=_shtab_compgen_files
+_shtab_mover_repair_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_mover_repair___passphrase_file_COMPGEN=_shtab_compgen_files
 _shtab_mover_copy_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_mover_copy_pos_1_COMPGEN=_shtab_compgen_files
 _shtab_mover_copy___passphrase_file_COMPGEN=_shtab_compgen_files
@@ -78,11 +81,12 @@ _shtab_mover_restore___via_choices=(auto api xva replay)
 _shtab_mover_restore___progress_choices=(auto plain json none)
 _shtab_mover_verify___progress_choices=(auto plain json none)
 _shtab_mover_prune___progress_choices=(auto plain json none)
+_shtab_mover_repair___progress_choices=(auto plain json none)
 _shtab_mover_copy___progress_choices=(auto plain json none)
 _shtab_mover_key_pos_0_choices=(add change list remove)
 _shtab_mover_simulate___nbd_choices=(tls insecure both none)
 _shtab_mover_demo___progress_choices=(auto plain json none)
-_shtab_mover_pos_0_choices=(run check explain list show restore serve verify prune copy report units key simulate demo)
+_shtab_mover_pos_0_choices=(run check explain list show restore serve verify prune repair copy report units key simulate demo)
 
 _shtab_mover_run__h_nargs=0
 _shtab_mover_run___help_nargs=0
@@ -124,6 +128,11 @@ _shtab_mover_prune__h_nargs=0
 _shtab_mover_prune___help_nargs=0
 _shtab_mover_prune___dry_run_nargs=0
 _shtab_mover_prune___json_nargs=0
+_shtab_mover_repair__h_nargs=0
+_shtab_mover_repair___help_nargs=0
+_shtab_mover_repair___dry_run_nargs=0
+_shtab_mover_repair___deep_nargs=0
+_shtab_mover_repair___json_nargs=0
 _shtab_mover_copy__h_nargs=0
 _shtab_mover_copy___help_nargs=0
 _shtab_mover_copy___json_nargs=0

@@ -40,7 +40,7 @@ complete mover \
         'n/--new-passphrase-file/f/' \
         'n/--dir/d/' \
         'n/--nbd/(tls insecure both none)/' \
-        'p/1/(run check explain list show restore serve verify prune copy report units key simulate demo)/' \
+        'p/1/(run check explain list show restore serve verify prune repair copy report units key simulate demo)/' \
         'n/run/f/' \
         'n/check/f/' \
         'n/explain/f/' \
@@ -50,6 +50,7 @@ complete mover \
         'n/serve/f/' \
         'n/verify/f/' \
         'n/prune/f/' \
+        'n/repair/f/' \
         'n/copy/f/' \
         'n/report/f/' \
         'n/units/f/' \

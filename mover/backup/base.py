@@ -14,6 +14,7 @@ from protocol.errors import FormatError, XapiError
 from protocol.extent import Extent
 from protocol.xapi import Pool
 
+LOST = "the store has lost a part of its last state, which is read again"
 NO_NBD = "no network of the pool has the purpose nbd, so changed blocks cannot be read alone"
 
 
@@ -38,8 +39,22 @@ class NoBase:
 Need = Literal["log", "data"]
 
 
-async def find_base(pool: Pool, points: Sequence[Point], vdi_uuid: str, vdi_ref: str, need: Need) -> Base | NoBase:
-    """Look for the newest of `points` (oldest first) whose snapshot of the live VDI still stands."""
+async def find_base(
+    pool: Pool,
+    points: Sequence[Point],
+    vdi_uuid: str,
+    vdi_ref: str,
+    need: Need,
+    lost: frozenset[bytes] = frozenset(),
+) -> Base | NoBase:
+    """Look for the newest of `points` (oldest first) whose snapshot of the live VDI still stands.
+
+    States whose root is in `lost` are not all there: nothing is built on them, or compared with them.
+    """
+    if any(disk.root in lost for point in points for disk in point.record.disks if disk.vdi_uuid == vdi_uuid):
+        points = [point for point in points if not _incomplete(point, vdi_uuid, lost)]
+        found = await find_base(pool, points, vdi_uuid, vdi_ref, need)
+        return found if isinstance(found, Base) else NoBase(LOST, found.last)
     stored = [(point, disk) for point in reversed(points) for disk in point.record.disks if disk.vdi_uuid == vdi_uuid]
     if not stored:
         return NoBase("first backup of this disk")
@@ -64,6 +79,10 @@ async def find_base(pool: Pool, points: Sequence[Point], vdi_uuid: str, vdi_ref:
             return NoBase(f"the base snapshot {disk.snapshot_uuid} {lacks}", last)
         return Base(disk, point.id, ref)
     return NoBase(reason, last)
+
+
+def _incomplete(point: Point, vdi: str, lost: frozenset[bytes]) -> bool:
+    return any(disk.vdi_uuid == vdi and disk.root in lost for disk in point.record.disks)
 
 
 def _lacks(record: dict[str, Any], need: Need) -> str | None:

@@ -62,7 +62,7 @@ async def copy_disks(
 async def _base(
     session: Session, vm: SelectedVm, disk: LiveDisk, points: Sequence[Point], reasons: dict[str, str]
 ) -> Base | NoBase:
-    found = await find_base(session.pool, points, disk.vdi_uuid, disk.vdi, "log")
+    found = await find_base(session.pool, points, disk.vdi_uuid, disk.vdi, "log", session.lost)
     base = settle(found, vm.backup.mode, reasons.get(disk.vdi))
     if isinstance(base, NoBase):
         refuse_full(vm, disk, base)

@@ -23,7 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Session:
-    """One run: the pool and the store it joins, and the bounded resources all its disks draw on."""
+    """One run: the pool and the store it joins, and the bounded resources all its disks draw on.
+
+    `lost` are the roots of disks of which the store has lost a part.
+    """
 
     run: str
     job: str
@@ -43,6 +46,7 @@ class Session:
     merge_gaps: bool
     hooks: HooksSection
     secret_variables: frozenset[str]
+    lost: frozenset[bytes]
     emit: Emit
 
     async def in_thread(self, work: Callable[[], T]) -> T:

@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _serve(verbs)
     _verify(verbs)
     _prune(verbs)
+    _repair(verbs)
     _copy(verbs)
     _report(verbs)
     _units(verbs)
@@ -201,6 +202,16 @@ def _prune(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         metavar="DURATION",
         help="for places whose lists lag behind, as some network file systems: twice the longest lag (default: 0s)",
     )
+    _progress(parser)
+    _passphrase(parser)
+    _json(parser)
+
+
+def _repair(verbs: _Verbs[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("repair", help="mend what can be mended, and say what is lost")
+    parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--deep", action="store_true", help="decompress everything and compare it with its id")
     _progress(parser)
     _passphrase(parser)
     _json(parser)

@@ -30,6 +30,7 @@ _MODULES = {
     "serve": "mover.cli.serve",
     "verify": "mover.cli.verify",
     "prune": "mover.cli.prune",
+    "repair": "mover.cli.repair",
     "copy": "mover.cli.copy",
     "report": "mover.cli.report",
     "units": "mover.cli.units",

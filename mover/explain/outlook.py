@@ -54,13 +54,22 @@ class VmOutlook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def outlook(
-    pool: Pool, vm: SelectedVm, disk: SelectedDisk, points: Sequence[Point], vbds: Records, chunk_size: int
+    pool: Pool,
+    vm: SelectedVm,
+    disk: SelectedDisk,
+    points: Sequence[Point],
+    lost: frozenset[bytes],
+    vbds: Records,
+    chunk_size: int,
 ) -> DiskOutlook:
-    """Say how `disk` would be read. `points` are the VM's, oldest first. Raises what `Pool.call` raises."""
+    """Say how `disk` would be read. Raises what `Pool.call` raises.
+
+    `points` are the VM's, oldest first; `lost` the roots of states that are not all there.
+    """
     if vm.backup.strategy == "xva":
-        return await _streamed(pool, vm, disk, points)
+        return await _streamed(pool, vm, disk, points, lost)
     endpoints = await live_endpoints(pool, disk.vdi)
-    found = await find_base(pool, points, disk.vdi_uuid, disk.vdi, "log")
+    found = await find_base(pool, points, disk.vdi_uuid, disk.vdi, "log", lost)
     base = settle(found, vm.backup.mode, None if disk.cbt else "CBT is off on this disk, the run turns it on")
     if isinstance(base, Base) and not endpoints:
         base = NoBase(NO_NBD, base.disk)
@@ -86,9 +95,11 @@ async def outlook(
     return _disk_outlook(disk, base, to_read, estimate, over_nbd=over_nbd)
 
 
-async def _streamed(pool: Pool, vm: SelectedVm, disk: SelectedDisk, points: Sequence[Point]) -> DiskOutlook:
+async def _streamed(
+    pool: Pool, vm: SelectedVm, disk: SelectedDisk, points: Sequence[Point], lost: frozenset[bytes]
+) -> DiskOutlook:
     """By strategy xva. How much a difference holds, only the export itself tells."""
-    base = settle(await find_base(pool, points, disk.vdi_uuid, disk.vdi, "data"), vm.backup.mode, None)
+    base = settle(await find_base(pool, points, disk.vdi_uuid, disk.vdi, "data", lost), vm.backup.mode, None)
     if isinstance(base, Base) and disk.size < base.disk.size:
         base = NoBase(f"the disk shrank from {base.disk.size} to {disk.size} bytes", base.disk)
     to_read, estimate = _guess(points, disk.vdi_uuid, "incremental" if isinstance(base, Base) else "full")

@@ -38,9 +38,10 @@ async def look_ahead(
     `points` are those of the VM, oldest first; `records` are those of VM, VBD and VDI.
     """
     vms, vbds, vdis = records
+    lost = frozenset[bytes]() if store is None else store.lost_roots()
     owner = None if store is None else Owner(job.name, store.config.store_id)
     chunk_size = job.store.chunk_size if store is None else store.chunk_size
-    disks = [await outlook(pool, vm, disk, points, vbds, chunk_size) for disk in vm.disks]
+    disks = [await outlook(pool, vm, disk, points, lost, vbds, chunk_size) for disk in vm.disks]
     if vm.backup.strategy == "xva":
         disks = together(disks)
     return VmOutlook(

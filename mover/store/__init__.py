@@ -7,6 +7,7 @@ from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.point import CopiedFrom, Point, PointDisk, PointRecord
 from mover.store.prune import Patience, PruneReport
 from mover.store.reader import DiskReader
+from mover.store.repair import Loss, RepairReport
 from mover.store.s3 import S3Access
 from mover.store.seal import Sealed
 from mover.store.store import Store
@@ -20,11 +21,13 @@ __all__ = [
     "Damage",
     "DiskReader",
     "KeyRing",
+    "Loss",
     "Patience",
     "Point",
     "PointDisk",
     "PointRecord",
     "PruneReport",
+    "RepairReport",
     "S3Access",
     "Sealed",
     "Slot",

@@ -15,6 +15,7 @@ CONDEMNED = "cond/"
 LEASES = "lease/"
 TRASH = "trash/"
 PROBES = "probe/"
+DAMAGE = "damage/"
 # Reserved: wrapped keys, verification stamps.
 KEYS = "keys/"
 SCRUB = "scrub/"
@@ -28,6 +29,7 @@ _PACK = re.compile(r"packs/([0-9a-f]{2})/([0-9a-f]{32})/([0-9a-f]{6})\.([dm])")
 _SEGMENT = re.compile(r"index/([0-9])/([0-9a-f]{32})\.([0-9]{1,9})")
 _POINT = re.compile(r"(?:points|trash)/([0-9a-f]{32})\.([0-9]{1,9})")
 _LEASE = re.compile(r"lease/([0-9a-f]{32})(?:\.([0-9]{1,9}))?")
+_DAMAGE = re.compile(r"damage/([0-9a-f]{32})")
 _CONDEMNED = re.compile(r"cond/([0-9a-f]{32})")
 
 
@@ -114,6 +116,17 @@ def condemned_key(prune: bytes) -> str:
 def parse_condemned(key: str) -> bytes | None:
     """The prune that a key of condemned packs names, or None."""
     match = _CONDEMNED.fullmatch(key)
+    return None if match is None else bytes.fromhex(match[1])
+
+
+def damage_key(wid: bytes) -> str:
+    """`damage/<wid>`: which trees lack something, by the repair `wid`."""
+    return f"{DAMAGE}{wid.hex()}"
+
+
+def parse_damage(key: str) -> bytes | None:
+    """The repair that a key of lost trees names, or None."""
+    match = _DAMAGE.fullmatch(key)
     return None if match is None else bytes.fromhex(match[1])
 
 

@@ -124,6 +124,16 @@ def payload(stored: memoryview, id: bytes, meta: int) -> memoryview:
     return stored[HEADER_LENGTH:]
 
 
+def parse_header(data: bytes) -> tuple[int, int, bytes]:
+    """Length of the payload, meta and id. Raises `BadRecordError`."""
+    if len(data) < HEADER_LENGTH:
+        raise BadRecordError("the pack ends within the record")
+    magic, length, meta, reserved, id, _ = _HEADER.unpack_from(data)
+    if magic != _MAGIC or reserved:
+        raise BadRecordError("no record begins here")
+    return length, meta, id
+
+
 def check_sum(stored: memoryview) -> bool:
     """Whether the payload is what its checksum says, as far as 64 bits of XXH3 can tell."""
     return xxh3_64_intdigest(stored[HEADER_LENGTH:]) == stored_check(stored)

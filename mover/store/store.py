@@ -23,6 +23,7 @@ from mover.store.identity import Identity
 from mover.store.index import Index
 from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.lease import Lease
+from mover.store.lost import read_lost
 from mover.store.names import KEYS, POINTS, STORE, PointName, new_writer_id, parse_point
 from mover.store.pages import PageCache
 from mover.store.places import Place, mapping_for, open_backend
@@ -31,6 +32,7 @@ from mover.store.prune import Patience, Progress, Prune, PruneReport
 from mover.store.reader import DiskReader
 from mover.store.record import BLOB
 from mover.store.records import Records
+from mover.store.repair import Repair, RepairReport
 from mover.store.roots import forget
 from mover.store.s3.access import S3Access
 from mover.store.verify import Damage, Verification
@@ -279,6 +281,35 @@ class Store:
             progress or (lambda *_: None),
         )
 
+    def repair(self, *, deep: bool = False, dry: bool = False, progress: Progress | None = None) -> RepairReport:
+        """Make the index anew where it is damaged, save good records from damaged packs, and say what is lost.
+
+        What is lost is stored again when it is seen again; backups do not build on points that lack something. With
+        `dry` nothing is changed. Raises `StoreDamagedError` if it cannot be known what a prune is about to delete, and
+        what the store raises.
+        """
+        lease = Lease(self._backend, new_writer_id())
+        try:
+            found, damaged = self.readable_points()
+            self._index.mapping.renew()
+            work = Repair(
+                self._backend,
+                self._identity,
+                self.config,
+                self._index,
+                self._cache,
+                lease.wid,
+                deep,
+                _alive(lease, progress),
+            )
+            return work.run(found, [(one.object, one.reason) for one in damaged], dry=dry)
+        finally:
+            lease.release()
+
+    def lost_roots(self) -> frozenset[bytes]:
+        """The roots of disks that lack something, as the last repair found. Raises `StoreDamagedError`."""
+        return read_lost(self._backend, self._identity)
+
     def close(self) -> None:
         """Let go of open files and connections."""
         self._records.close()
@@ -304,3 +335,14 @@ def _unlock(backend: Backend, config: Config, description: bytes, passphrase: Se
         )
     key, slot = KeyRing(backend, config.store_id, description).unlock(passphrase)
     return replace(config, key=key, slot=slot)
+
+
+def _alive(lease: Lease, progress: Progress | None) -> Progress:
+    """Tell of the progress, and renew the lease."""
+
+    def tell(doing: str, done: int, total: int) -> None:
+        lease.renew_if_due()
+        if progress is not None:
+            progress(doing, done, total)
+
+    return tell

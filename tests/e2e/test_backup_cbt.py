@@ -425,3 +425,35 @@ async def test_a_selector_that_selects_nothing_is_said(tmp_path: Path):
         job = here.job(selector='name = "web"\n[[vms]]\ntag = "gone"')
         assert (await here.run(job)).exit_code == 0
         assert any("vms[1]" in note for note in here.notes())
+
+
+@pytest.mark.parametrize("strategy", ["cbt", "xva"])
+async def test_what_the_store_has_lost_is_read_again_without_being_told(tmp_path: Path, strategy: str):
+    async with site(tmp_path) as here:
+        job = here.job(f'[backup]\nstrategy = "{strategy}"\n')
+        vdis = here.simulator.vdis_of(here.simulator.make_vm("web", SIZES))
+        fill_some(here, vdis)
+        states = []
+        for _ in range(2):
+            states.append([here.content(vdi) for vdi in vdis])
+            assert (await here.run(job)).exit_code == 0
+        (spoilt, *_) = sorted((here.folder / "store" / "packs").rglob("*.d"), key=lambda path: -path.stat().st_size)
+        spoilt.chmod(0o644)
+        data = bytearray(spoilt.read_bytes())
+        data[5000:5100] = bytes(100)
+        spoilt.write_bytes(data)
+        losses = here.store.repair().losses
+        assert losses
+        (concerned,) = {loss.position for loss in losses}
+        for vdi in vdis:
+            here.simulator.guest(vdi).scatter(2, 4096)
+        states.append([here.content(vdi) for vdi in vdis])
+        assert (await here.run(job)).exit_code == 0
+        plan = here.planned()[int(concerned)]
+        assert plan.mode == "full"
+        assert "the store has lost a part of its last state" in str(plan.reason)
+        assert here.store.repair().losses == (), "older points have the same content"
+        assert list(here.store.verify(deep=True)) == []
+        assert [await here.restored(point) for point in here.store.points()] == states
+        assert (await here.run(job)).exit_code == 0
+        assert {plan.mode for plan in here.planned()} == {"incremental"}

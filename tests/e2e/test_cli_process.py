@@ -19,7 +19,9 @@ from mover.store import Store
 from tests.store_fixtures import noise, point_of, write_disk
 
 MOVER = [sys.executable, "-m", "mover"]
-VERBS = tuple("run check explain list show restore serve verify prune copy report units key simulate demo".split())
+VERBS = tuple(
+    "run check explain list show restore serve verify prune repair copy report units key simulate demo".split()
+)
 METADATA = VmMetadata(
     vm={"name_label": "web"},
     vbds={},
