@@ -120,11 +120,15 @@ class VerifyProgress(Event, frozen=True, kw_only=True, tag="verify.progress"):
 
 
 class DamageFound(Event, frozen=True, kw_only=True, tag="verify.damage"):
-    """Something in the store is not what was written."""
+    """Something in the store is not what was written.
+
+    `points` are the ids of those that suffer, `disks` the point and the position of each disk that does.
+    """
 
     object: str
     reason: str
     points: list[str]
+    disks: list[str] = []
 
 
 class RunFinished(Event, frozen=True, kw_only=True, tag="run.finished"):

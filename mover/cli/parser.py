@@ -179,9 +179,27 @@ def _verify(verbs: _Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("store", metavar="STORE|JOB", help=_STORE_OR_JOB)
     parser.add_argument("--point", action="append", default=[], metavar="POINT", help="only this point; repeatable")
     parser.add_argument("--deep", action="store_true", help="decompress everything and compare it with its id")
+    parser.add_argument(
+        "--older-than",
+        type=_duration,
+        metavar="DURATION",
+        help="only points that were not found whole for so long, those that wait longest first",
+    )
+    parser.add_argument("--limit", type=_share, metavar="N%", help="of those, as many as need this share of the store")
     _progress(parser)
     _passphrase(parser)
     _json(parser)
+
+
+def _share(text: str) -> float:
+    number = text.removesuffix("%")
+    try:
+        share = float(number) / 100
+    except ValueError:
+        share = 0.0
+    if number == text or not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"a share is more than 0% and at most 100%, as in 10%, not {text}")
+    return share
 
 
 def _duration(text: str) -> float:

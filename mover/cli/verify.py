@@ -13,7 +13,7 @@ import msgspec
 
 from mover.cli.opening import store_of
 from mover.cli.runner import show
-from mover.errors import VerifyError
+from mover.errors import UsageError, VerifyError
 from mover.events import DamageFound, Emit, VerifyProgress
 from mover.report.view import open_view
 from mover.store import Damage, Point, Store
@@ -25,8 +25,12 @@ async def main(options: argparse.Namespace) -> int:
     """Check a store, or some of its points."""
     store = store_of(options.store, options)
     points = [store.point(wanted) for wanted in options.point] or None
+    if options.older_than is not None or options.limit is not None:
+        if points is not None:
+            raise UsageError("--older-than and --limit choose the points, --point names them")
+        points = store.due(options.older_than or 0.0, deep=options.deep)
     with open_view(options.progress, sys.stderr) as emit:
-        damages = await verify(store, points, deep=options.deep, emit=emit)
+        damages = await verify(store, points, deep=options.deep, limit=options.limit, emit=emit)
     if options.json:
         show(msgspec.json.encode({"damages": damages}).decode())
     else:
@@ -38,7 +42,9 @@ class _Stopped(Exception):
     """Nobody waits for the result any more."""
 
 
-async def verify(store: Store, points: list[Point] | None, *, deep: bool, emit: Emit) -> list[Damage]:
+async def verify(
+    store: Store, points: list[Point] | None, *, deep: bool, emit: Emit, limit: float | None = None
+) -> list[Damage]:
     """Check in a worker thread; events reach the view on the event loop. Ends soon after it is cancelled."""
     loop = asyncio.get_running_loop()
     stop = Event()
@@ -46,9 +52,10 @@ async def verify(store: Store, points: list[Point] | None, *, deep: bool, emit: 
 
     def work() -> list[Damage]:
         damages: list[Damage] = []
-        for damage in store.verify(points, deep=deep, progress=report):
+        for damage in store.verify(points, deep=deep, limit=limit, progress=report):
             damages.append(damage)
-            found = DamageFound(object=damage.object, reason=damage.reason, points=list(damage.points))
+            disks = [f"{point} {position}" for point, position in damage.disks]
+            found = DamageFound(object=damage.object, reason=damage.reason, points=list(damage.points), disks=disks)
             loop.call_soon_threadsafe(emit, found)
         return damages
 

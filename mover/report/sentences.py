@@ -55,7 +55,8 @@ class Sentences:
                 return f"{event.what}, {event.server}: {event.error}; trying again in {event.wait:.1f} s"
             case DamageFound():
                 hurt = ", ".join(event.points) or "none"
-                return f"damaged: {event.object}: {event.reason} (points: {hurt})"
+                disks = f"; disks: {', '.join(event.disks)}" if event.disks else ""
+                return f"damaged: {event.object}: {event.reason} (points: {hurt}{disks})"
             case RunFinished(run=""):
                 return None  # It never began: the error says it all.
             case RunFinished():

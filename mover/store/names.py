@@ -16,7 +16,6 @@ LEASES = "lease/"
 TRASH = "trash/"
 PROBES = "probe/"
 DAMAGE = "damage/"
-# Reserved: wrapped keys, verification stamps.
 KEYS = "keys/"
 SCRUB = "scrub/"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from mover.errors import (
@@ -10,6 +12,8 @@ from mover.errors import (
     NotFoundError,
     PassphraseError,
     StoreDamagedError,
+    StoreFullError,
+    StoreIoError,
     StoreMissingError,
     UsageError,
 )
@@ -35,6 +39,7 @@ from mover.store.records import Records
 from mover.store.repair import Repair, RepairReport
 from mover.store.roots import forget
 from mover.store.s3.access import S3Access
+from mover.store.stamps import Stamp, read_stamps, remove_stale, write_stamps
 from mover.store.verify import Damage, Verification
 from mover.store.writer import Writer
 from protocol.secret import Secret
@@ -219,12 +224,14 @@ class Store:
         only: Sequence[Point] | None = None,
         *,
         deep: bool = False,
+        limit: float | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Damage]:
         """Check what the points in `only` need, or with None everything, and yield what is damaged.
 
-        Every record is compared with its checksum, or if `deep` decompressed and compared with its id. `progress` is
-        called with the bytes checked and to be checked.
+        Every record is compared with its checksum, or if `deep` decompressed and compared with its id. Of `only`, the
+        first are taken until they need the share `limit` of all that is stored. Points that were found whole are
+        stamped at the end. `progress` is called with the bytes checked and to be checked.
         """
         found, damaged = self.readable_points()
         if only is None:
@@ -241,8 +248,24 @@ class Store:
             deep,
             self._index.reload,
             progress,
+            limit,
         )
-        yield from verification.run(found if only is None else list(only), found, everything=only is None)
+        suffering: set[str] = set()
+        for damage in verification.run(found if only is None else list(only), found, everything=only is None):
+            suffering.update(damage.points)
+            yield damage
+        whole = [point.name for point in verification.included if point.id not in suffering]
+        # Where nothing can be written, a check is a check all the same.
+        with suppress(StoreFullError, StoreIoError):
+            write_stamps(self._backend, self._identity, whole, Stamp(int(time.time()), deep))
+            remove_stale(self._backend, [point.name for point in found])
+
+    def due(self, older_than: float, *, deep: bool = False) -> list[Point]:
+        """The points that were not found whole for `older_than` seconds, those that wait longest first."""
+        stamps = read_stamps(self._backend, self._identity, deep=deep)
+        since = time.time() - older_than
+        waiting = [(stamps[p.name].time if p.name in stamps else 0, p.record.created, p) for p in self.points()]
+        return [point for last, _, point in sorted(waiting, key=lambda one: one[:2]) if last <= since]
 
     def forget(self, wanted: Sequence[Point]) -> list[Point]:
         """Give up restore points; returns those that are gone now. `prune` gives their space back.

@@ -28,16 +28,29 @@ _MOST = 1000
 
 @dataclass(frozen=True)
 class Damage:
-    """An object of the store, what is wrong with it, and the ids of the restore points that suffer."""
+    """An object of the store, what is wrong with it, the ids of the restore points that suffer, and their disks.
+
+    Of `disks` each is a point's id and the position of a disk of it.
+    """
 
     object: str
     reason: str
     points: tuple[str, ...]
+    disks: tuple[tuple[str, str], ...] = ()
+
+
+# A point's id, and the position of a disk of it; "" for its metadata.
+_Sufferer = tuple[str, str]
+
+
+def _damage(name: str, reason: str, hit: set[_Sufferer]) -> Damage:
+    points = {point for point, _ in hit}
+    return Damage(name, reason, tuple(sorted(points)), tuple(sorted(pair for pair in hit if pair[1])))
 
 
 @dataclass
 class Verification:
-    """One check of a store."""
+    """One check of a store. With `limit` it takes points until they need this share of all bytes; see `included`."""
 
     backend: Backend
     identity: Identity
@@ -47,6 +60,8 @@ class Verification:
     deep: bool
     reload: Callable[[], IndexView]
     progress: Callable[[int, int], None] | None
+    limit: float | None = None
+    included: list[Point] = field(default_factory=list)
     _marks: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     _lost: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     _vanished: set[bytes] = field(default_factory=set)
@@ -57,16 +72,20 @@ class Verification:
         self._marks = [np.zeros(len(loaded.segment), np.bool_) for loaded in self.view.segments]
         if everything:
             yield from self._index_damage()
+        enough = None if self.limit is None else self.limit * sum(self._expected().values())
         for point in wanted:
             self._mark(point)
+            self.included.append(point)
+            if enough is not None and self._marked_bytes() >= enough:
+                break
         reports = self._still_so([report for report in self._scrub(everything) if report.bad or report.reason])
         bad = {id: "" for report in reports for id in report.bad}
         for id in self._lost:
             bad.setdefault(id, "")
         suffering = _Suffering(self.cache, self.chunk_size, set(bad)).of(all_points) if bad else {}
         for report in reports:
-            hit = {point for id in report.bad for point in suffering.get(id, ())}
-            yield Damage(report.name.key, str(report), tuple(sorted(hit)))
+            hit = {sufferer for id in report.bad for sufferer in suffering.get(id, ())}
+            yield _damage(report.name.key, str(report), hit)
         yield from self._losses({id for report in reports for id in report.bad}, suffering)
 
     def _still_so(self, reports: Sequence[PackReport]) -> list[PackReport]:
@@ -98,14 +117,14 @@ class Verification:
                     self._vanished.add(id)
         return settled
 
-    def _losses(self, reported: set[bytes], suffering: dict[bytes, set[str]]) -> Iterator[Damage]:
+    def _losses(self, reported: set[bytes], suffering: dict[bytes, set[_Sufferer]]) -> Iterator[Damage]:
         """What is needed and found nowhere, by the object that should hold it."""
-        by_object: dict[tuple[str, str], set[str]] = {}
+        by_object: dict[tuple[str, str], set[_Sufferer]] = {}
         for id, about in self._lost.items():
             if id not in reported and (id not in self._vanished or suffering.get(id)):
                 by_object.setdefault(about, set()).update(suffering.get(id, ()))
-        for (name, reason), points in list(by_object.items())[:_MOST]:
-            yield Damage(name, reason, tuple(sorted(points)))
+        for (name, reason), hit in list(by_object.items())[:_MOST]:
+            yield _damage(name, reason, hit)
 
     def _why(self, id: bytes) -> tuple[str, str]:
         """The object that should hold a record, and why it does not."""
@@ -221,16 +240,17 @@ class _Suffering:
         self._bad = bad
         self._below: dict[bytes, frozenset[bytes]] = {}
 
-    def of(self, points: Sequence[Point]) -> dict[bytes, set[str]]:
-        """By damaged id, the ids of the points that need it."""
-        hit: dict[bytes, set[str]] = {}
+    def of(self, points: Sequence[Point]) -> dict[bytes, set[_Sufferer]]:
+        """By damaged id, who needs it."""
+        hit: dict[bytes, set[_Sufferer]] = {}
         for point in points:
-            needed = {point.record.metadata} & self._bad
+            if point.record.metadata in self._bad:
+                hit.setdefault(point.record.metadata, set()).add((point.id, ""))
             for disk in point.record.disks:
                 if disk.root != ZERO_ID:
-                    needed |= self._needed(root_level(count_chunks(disk.size, self._chunk_size)), disk.root)
-            for id in needed:
-                hit.setdefault(id, set()).add(point.id)
+                    level = root_level(count_chunks(disk.size, self._chunk_size))
+                    for id in self._needed(level, disk.root):
+                        hit.setdefault(id, set()).add((point.id, disk.position))
         return hit
 
     def _needed(self, level: int, id: bytes) -> frozenset[bytes]:

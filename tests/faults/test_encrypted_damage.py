@@ -57,11 +57,16 @@ def judge(path: Path, points: dict[str, bytes], *, deep: bool = True) -> bool:
         return True
 
 
+def guarded(path: Path) -> list[Path]:
+    """Every object but stamps: of those a damaged one does not count, and that is all."""
+    return [file for file in files_of(path) if "scrub" not in file.parts]
+
+
 def test_every_flipped_byte_is_found(stored: tuple[Path, dict[str, bytes]]) -> None:
     path, points = stored
     assert not judge(path, points)
     rng = random.Random(1)
-    for file in files_of(path):
+    for file in guarded(path):
         intact = file.read_bytes()
         for at in {*range(rng.randrange(STEP), len(intact), STEP), 0, len(intact) - 1}:
             changed = bytearray(intact)
@@ -74,7 +79,7 @@ def test_every_flipped_byte_is_found(stored: tuple[Path, dict[str, bytes]]) -> N
 
 def test_truncated_emptied_missing_and_swapped_objects_are_found(stored: tuple[Path, dict[str, bytes]]) -> None:
     path, points = stored
-    files = files_of(path)
+    files = guarded(path)
     for file in files:
         intact = file.read_bytes()
         for left in (b"", intact[:1], intact[: len(intact) // 2], intact[:-1], intact + b"\0", bytes(len(intact))):

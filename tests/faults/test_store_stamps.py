@@ -1,0 +1,132 @@
+"""Routine checks: what was found whole is stamped, and what waits longest is checked next."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mover.store import Store
+from mover.store.stamps import Stamp, write_stamps
+from protocol.secret import Secret
+from tests.store_fixtures import CHUNK, back_up, files_of, noise, small_packs
+
+PASSPHRASE = Secret("correct horse")
+CHUNKS = 16
+
+
+def filled(path: Path, passphrase: Secret | None = None, points: int = 4) -> list[str]:
+    """A store whose points share nothing and have a pack each; their ids, oldest first."""
+    store = small_packs(Store.create(path, passphrase=passphrase), CHUNKS * CHUNK // 2)
+    return [back_up(store, noise(n, CHUNKS * CHUNK), float(n), f"vm{n}") for n in range(points)]
+
+
+def stamps(path: Path) -> list[str]:
+    return sorted(file.name for file in files_of(path / "scrub")) if (path / "scrub").exists() else []
+
+
+def due(path: Path, older_than: float, passphrase: Secret | None = None, *, deep: bool = False) -> list[str]:
+    return [point.id for point in Store.open(path, passphrase=passphrase).due(older_than, deep=deep)]
+
+
+def age(path: Path, point: str, seconds: int, passphrase: Secret | None = None) -> None:
+    """Stamp a point as of some time ago, as a check of then would have."""
+    store = Store.open(path, passphrase=passphrase)
+    for file in files_of(path / "scrub"):
+        if file.name.startswith(f"{store.point(point).name.wid.hex()}."):
+            file.unlink()
+    write_stamps(store._backend, store._identity, [store.point(point).name], Stamp(int(time.time()) - seconds, False))
+
+
+@pytest.mark.parametrize("passphrase", [None, PASSPHRASE], ids=["plain", "encrypted"])
+def test_what_was_found_whole_is_not_due(tmp_path: Path, passphrase: Secret | None) -> None:
+    ids = filled(tmp_path, passphrase)
+    assert due(tmp_path, 0, passphrase) == ids, "never checked, oldest first"
+    store = Store.open(tmp_path, passphrase=passphrase)
+    assert list(store.verify([store.point(ids[1])])) == []
+    assert due(tmp_path, 3600, passphrase) == [ids[0], ids[2], ids[3]]
+    assert list(store.verify()) == []
+    assert due(tmp_path, 3600, passphrase) == []
+    assert due(tmp_path, 3600, passphrase, deep=True) == ids, "only a deep check counts as one"
+    assert list(store.verify(deep=True)) == []
+    assert due(tmp_path, 3600, passphrase, deep=True) == []
+    assert len(stamps(tmp_path)) == len(ids), "the newest of each point"
+    age(tmp_path, ids[2], 8 * 86400, passphrase)
+    age(tmp_path, ids[3], 9 * 86400, passphrase)
+    assert due(tmp_path, 7 * 86400, passphrase) == [ids[3], ids[2]]
+
+
+def test_a_point_that_suffers_is_not_stamped(tmp_path: Path) -> None:
+    ids = filled(tmp_path)
+    pack = sorted((tmp_path / "packs").rglob("*.d"), key=lambda path: path.stat().st_mtime_ns)[0]
+    data = bytearray(pack.read_bytes())
+    data[3000] ^= 1
+    pack.chmod(0o644)
+    pack.write_bytes(data)
+    (damage,) = Store.open(tmp_path).verify()
+    (hurt,) = damage.points
+    assert damage.disks == ((hurt, "0"),)
+    assert due(tmp_path, 3600) == [hurt]
+    assert hurt in ids
+
+
+def test_a_limit_takes_what_waits_longest(tmp_path: Path) -> None:
+    ids = filled(tmp_path)
+    seen = []
+    for _ in ids:
+        store = Store.open(tmp_path)
+        before = set(due(tmp_path, 3600))
+        assert list(store.verify(store.due(3600), limit=0.2)) == []
+        seen += sorted(before - set(due(tmp_path, 3600)))
+    assert seen == ids
+
+
+def test_stamps_of_points_that_are_gone_go_too(tmp_path: Path) -> None:
+    filled(tmp_path)
+    store = small_packs(Store.open(tmp_path))
+    back_up(store, noise("again", CHUNK), 9.0, "vm0")
+    assert list(store.verify()) == []
+    store.forget([point for point in store.points() if point.record.created == 0.0])
+    assert list(store.verify()) == []
+    assert len(stamps(tmp_path)) == len(store.points()) == 4
+
+
+def test_a_stamp_that_somebody_made_up_does_not_count(tmp_path: Path) -> None:
+    ids = filled(tmp_path, PASSPHRASE)
+    store = Store.open(tmp_path, passphrase=PASSPHRASE)
+    list(store.verify())
+    for file in files_of(tmp_path / "scrub"):
+        content = file.read_bytes()
+        file.unlink()
+        wid, number, moment, how = file.name.split(".")
+        file.with_name(f"{wid}.{number}.{int(moment) + 10**6}.{how}").write_bytes(content)
+    assert due(tmp_path, 3600, PASSPHRASE) == ids
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_where_nothing_can_be_written_a_check_is_a_check(tmp_path: Path) -> None:
+    filled(tmp_path)
+    tmp_path.chmod(0o555)
+    try:
+        assert list(Store.open(tmp_path).verify()) == []
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    ids = filled(tmp_path)
+
+    def mover(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mover", "verify", str(tmp_path), "--progress", "none", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = mover("--older-than", "7d", "--limit", "30%", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"damages": []})
+    assert due(tmp_path, 3600) == ids[2:]
+    assert mover("--older-than", "7d").returncode == 0
+    assert due(tmp_path, 3600) == []
+    assert mover("--limit", "10").returncode == 2
+    assert mover("--limit", "10%", "--point", "latest").returncode == 2

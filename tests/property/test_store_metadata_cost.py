@@ -1,0 +1,36 @@
+"""What an incremental writes beside the changed content: a tenth of it at most, however scattered it is."""
+
+import random
+from pathlib import Path
+
+from mover.store import Store
+from tests.store_fixtures import CHUNK, files_of, point_of, text
+
+SIZE = 1 << 40
+GRANULES = 10_000
+_AT_ONCE = 1 << 14
+
+
+def test_ten_thousand_granules_scattered_over_a_tebibyte(tmp_path: Path) -> None:
+    store = Store.create(tmp_path)
+    chosen = sorted(random.Random(1).sample(range(SIZE // CHUNK), GRANULES))
+    with store.writer() as writer:
+        # A base that is full, so that every page that is touched is a whole one.
+        base = writer.tree(SIZE)
+        ids = writer.seal(memoryview(text("base"))).ids * _AT_ONCE
+        for first in range(0, SIZE // CHUNK, _AT_ONCE):
+            base.put(first, ids)
+            base.advance(first)
+        root = base.finish()
+        writer.commit(point_of(root, SIZE))
+    before = {path: path.stat().st_size for path in files_of(tmp_path)}
+    with store.writer() as writer:
+        tree = writer.tree(SIZE, base=root, base_size=SIZE)
+        for number, chunk in enumerate(chosen):
+            tree.put(chunk, writer.seal(memoryview(text(number))).ids)
+        writer.commit(point_of(tree.finish(), SIZE, 1.0))
+    new = {path: path.stat().st_size for path in files_of(tmp_path) if path not in before}
+    beside = sum(size for path, size in new.items() if path.suffix != ".d")
+    assert sum(size for path, size in new.items() if path.suffix == ".d")
+    assert beside <= 0.1 * GRANULES * CHUNK
+    print(f"{beside} bytes beside {GRANULES * CHUNK} that changed: {beside / GRANULES / CHUNK:.1%}")
