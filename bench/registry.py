@@ -16,6 +16,7 @@ from bench.peers import find_peer
 
 _GROUPS = (
     "full",
+    "codec",
     "unchanged",
     "tls",
     "incremental",

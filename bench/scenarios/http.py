@@ -15,7 +15,10 @@ _STREAMS = ("raw", "vhd", "xva")
 
 
 def run(setting: Setting) -> Iterator[Case]:
-    """A case for each kind of stream. Neither side with TLS; the server of both is the simulated pool."""
+    """A case for each kind of stream. NBD runs once a round for all of them.
+
+    Neither side with TLS; the server of all is the simulated pool.
+    """
     image = setting.image()
     size = image.stat().st_size
     with (
@@ -32,22 +35,22 @@ def run(setting: Setting) -> Iterator[Case]:
             "base": empty["vdis"][0],
             "snapshot": taken["snapshot"],
         }
-        store = scratch / "store"
+        stores = {name: str(scratch / f"store {name}") for name in (*_STREAMS, "NBD")}
 
-        def into_store(stream: str | None) -> Callable[[], Sample]:
+        def into_store(name: str) -> Callable[[], Sample]:
             def once() -> Sample:
-                shutil.rmtree(store, ignore_errors=True)
-                return call("back_up", store=str(store), place=place, stream=stream)
+                shutil.rmtree(stores[name], ignore_errors=True)
+                stream = None if name == "NBD" else name
+                return call("back_up", store=stores[name], place=place, stream=stream)
 
             return once
 
+        samples = interleave(setting.rounds, {name: into_store(name) for name in stores})
         for kind in _STREAMS:
             case = Case(f"{kind} stream of {setting.mib} MiB, beside NBD")
-            ours = into_store(kind)
-            samples = interleave(setting.rounds, {kind: ours, "NBD": into_store(None)})
-            point = ours().facts["point"]
-            case.failures += call("compare", store=str(store), point=point, images=[str(image)]).facts["failures"]
-            case.series = seconds_of(samples)
+            point = samples[kind][-1].facts["point"]
+            case.failures += call("compare", store=stores[kind], point=point, images=[str(image)]).facts["failures"]
+            case.series = seconds_of({name: samples[name] for name in (kind, "NBD")})
             ratios_to_ours(case, {"NBD": BAR}, ours=kind)
             case.check_rss(samples[kind])
             yield case

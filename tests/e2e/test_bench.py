@@ -92,6 +92,15 @@ def test_a_copy_that_is_wrong_counts_as_failed(work: Path, programs: Path, tmp_p
     assert "the block at byte" in case["failures"][0]
 
 
+def test_a_figure_without_a_peer_is_told_for_each_case(work: Path, programs: Path) -> None:
+    run = bench(work, programs, "--only", "codec")
+    assert run.code == 0, run.said
+    image, noise = run.report["scenarios"]["codec"]
+    assert image["good"] and noise["good"]
+    assert {"zstd 1", "BLAKE3"} == set(noise["seconds"]) < set(image["seconds"])
+    assert all(check["met"] and check["value"] > 0 for check in image["checks"] + noise["checks"])
+
+
 def test_a_scenario_that_nobody_knows_is_refused(work: Path, programs: Path) -> None:
     run = bench(work, programs, "--only", "nonsense")
     assert run.code == 2
