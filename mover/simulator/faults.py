@@ -27,9 +27,10 @@ class HttpFault(msgspec.Struct, frozen=True, tag="http", forbid_unknown_fields=T
 
     `error`: a whole `500` response is written into the body (xen-api issue 4603), and the task fails with `code`.
     `close`: the connection is cut. `task`: the body is complete, and the task fails with `code` nevertheless.
+    `corrupt`: one byte of what is sent is another one, and everything else is well.
     """
 
-    kind: Literal["error", "close", "task"]
+    kind: Literal["error", "close", "task", "corrupt"]
     handler: str = "*"
     after: int = 0
     code: str = "VDI_IO_ERROR"

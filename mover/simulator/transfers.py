@@ -299,6 +299,9 @@ class Tap:
         if self._fault.kind == "task" or len(data) <= room:
             return data
         self._connection.tap = None
+        if self._fault.kind == "corrupt":
+            at = max(room, 0)
+            return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
         if room > 0:
             await self._connection.write(data[:room])
         if self._fault.kind == "close":
@@ -332,7 +335,7 @@ class Body:
 
     def _check(self) -> None:
         fault = self._fault
-        if fault is None or fault.kind == "task" or self._read < fault.after:
+        if fault is None or fault.kind in ("task", "corrupt") or self._read < fault.after:
             return
         if fault.kind == "close":
             self._connection.abort()

@@ -7,7 +7,7 @@ import pytest
 
 from mover.backup.metadata import decode
 from mover.errors import JobError
-from mover.events import AnyEvent, DiskProgress
+from mover.events import AnyEvent, DiskProgress, VmFinished
 from mover.job import Job, parse_job
 from mover.run import run_job
 from mover.simulator import XENSERVER_7_1, Options
@@ -194,6 +194,23 @@ async def test_an_export_that_fails_fails_the_vm_and_leaves_nothing(tmp_path: Pa
         assert result.exit_code == 23
         (failed,) = [event for event in here.events if getattr(event, "error", None) and hasattr(event, "outcome")]
         assert words in str(failed.error)  # type: ignore[union-attr]
+        assert here.store.points() == []
+        assert here.snapshots() == []
+        assert (await here.run(xva(here))).exit_code == 0
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi)]
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+async def test_a_block_that_is_not_what_its_checksum_says_is_refused(tmp_path: Path, compression: str):
+    async with site(tmp_path) as here:
+        (vdi,) = here.simulator.vdis_of(here.simulator.make_vm("web", [20 * MiB]))
+        here.simulator.guest(vdi).fill(0, 16 * MiB, "random")
+        here.simulator.faults.arm(HttpFault("corrupt", "export", after=5 * MiB))
+        result = await here.run(xva(here, backup=f'compression = "{compression}"'))
+        assert result.exit_code == 23
+        (failed,) = [event for event in here.events if isinstance(event, VmFinished)]
+        assert "does not match" in str(failed.error) or "damaged" in str(failed.error) or "bad" in str(failed.error)
+        assert compression != "none" or "the xxhash of byte" in str(failed.error)
         assert here.store.points() == []
         assert here.snapshots() == []
         assert (await here.run(xva(here))).exit_code == 0

@@ -37,7 +37,7 @@ def test_groff_takes_the_man_page():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("re", {"report", "restore"}),
+        ("rep", {"repair", "report"}),
         ("exp", {"explain"}),
         ("run --sch", {"--schedule"}),
         ("run --progress j", {"json"}),
