@@ -108,7 +108,13 @@ async def _put_metadata(
         ova_xml = await metadata.export_ova_xml(session.transfers, taken.ref)
     complete = metadata.with_ova_xml(about, ova_xml)
     if complete.ova_xml is None:
-        session.emit(Note(level="info", vm=vm.uuid, message="the pool gave no ova.xml; its records were saved"))
+        session.emit(
+            Note(
+                level="info",
+                vm=vm.uuid,
+                message="the pool gave no ova.xml, or one too large to keep; its records were saved",
+            )
+        )
     return await session.in_thread(lambda: session.writer.put_blob(metadata.encode(complete)))
 
 
