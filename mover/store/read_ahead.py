@@ -14,8 +14,8 @@ from mover.store.backend import Backend
 
 BLOCK = 4 << 20
 # Blocks at hand or under way: what bounds memory.
-_KEPT = 8
-_AHEAD = 3
+_KEPT = 6
+_AHEAD = 2
 # Packs of which it is remembered how far they were read; what begins so near that, before it because several threads
 # read one disk together, or after it, is reading on; and so often makes it worth it.
 _REMEMBERED = 64
