@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mover.backup.session import Session
 from mover.backup.tags import Owner
+from mover.backup.unfinished import Unfinished, noting_down
 from mover.backup.vm import back_up_vm
 from mover.errors import JobError, MoverError, NotFoundError, StoreMissingError, UsageError
 from mover.events import AnyEvent, DiskFinished, Emit, Note, Outcome, RunFinished, RunStarted, VmFinished, VmStarted
@@ -90,7 +91,7 @@ async def run_job(
             totals(RunStarted(run=run, job=job.name, schedule=schedule, action="backup", vms=names))
             with store.writer() as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
                 session = _session(job, run, schedule, pool, transfers, store, writer, executor, totals)
-                async with _signs_of_life(writer):
+                async with _signs_of_life(writer), noting_down(session.unfinished, job.limits.note_every):
                     result = RunResult(run, tuple(await _all_vms(session, job, selected)))
         if result.exit_code == 0 and has_policy(job.retention):
             _retain(job, store, totals)
@@ -277,6 +278,7 @@ def _session(
         merge_gaps=job.limits.merge_gaps,
         hooks=job.hooks,
         lost=store.lost_roots(),
+        unfinished=Unfinished(store, writer, job.name, run),
         secret_variables=job.secret_variables | {PASSPHRASE_VARIABLE},
         emit=emit,
     )

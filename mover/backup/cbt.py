@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from mover.backup import snapshot
 from mover.backup.base import Base, NoBase, find_base, settle
 from mover.backup.copy import LiveDisk
 from mover.backup.disk import back_up_disk
@@ -11,9 +13,16 @@ from mover.backup.session import Session
 from mover.errors import NoIncrementalError
 from mover.events import Note
 from mover.job import SelectedVm
-from mover.store import Point, PointDisk
+from mover.store import PartialVm, Point, PointDisk
 from protocol.errors import XapiError
 from protocol.tasks import task_group
+
+
+class Left(NamedTuple):
+    """What a killed run has left: its note in the store, and the snapshot on the pool."""
+
+    noted: PartialVm
+    taken: snapshot.Snapshot
 
 
 async def enable_cbt(session: Session, vm: SelectedVm) -> dict[str, str]:
@@ -41,22 +50,56 @@ async def copy_disks(
     disks: Sequence[LiveDisk],
     points: Sequence[Point],
     reasons: dict[str, str],
+    left: PartialVm | None,
     *,
     keep_base: bool,
 ) -> list[PointDisk]:
     """Read every disk, several at once. `reasons` are those of `enable_cbt`, `points` the VM's, oldest first.
 
+    `left` is what a run that was killed has stored of these snapshots.
+
     Raises `NoIncrementalError` where the job forbids the full that is needed, and what `back_up_disk` raises.
     """
     bases = [await _base(session, vm, disk, points, reasons) for disk in disks]
+    stored = {disk.snapshot_uuid: disk for disk in left.disks} if left else {}
     async with task_group() as group:
         reads = [
             group.create_task(
-                back_up_disk(session, vm.uuid, disk, base, full_read=vm.backup.full_read, keep_snapshot=keep_base)
+                back_up_disk(
+                    session,
+                    vm.uuid,
+                    disk,
+                    base,
+                    stored.get(disk.snapshot.uuid),
+                    full_read=vm.backup.full_read,
+                    keep_snapshot=keep_base,
+                )
             )
             for disk, base in zip(disks, bases, strict=True)
         ]
     return [read.result() for read in reads]
+
+
+async def left_to_go_on(session: Session, vm: SelectedVm, points: Sequence[Point]) -> Left | None:
+    """The snapshot that a killed run has left, with what is stored of it, if the next run would read it in full again.
+
+    It has to be one of all the disks selected, and still there, and no restore point may have come of it.
+    """
+    noted = session.unfinished.of(vm.uuid)
+    if noted is None or any(point.record.snapshot_uuid == noted.snapshot_uuid for point in points):
+        return None
+    taken = await snapshot.find(session.pool, session.owner, vm.uuid, noted.snapshot_uuid)
+    if taken is None:
+        return None
+    stored = {disk.snapshot_uuid for disk in noted.disks}
+    for disk in vm.disks:
+        of = taken.of(disk.vdi)
+        if of is None:
+            return None
+        found = await find_base(session.pool, points, disk.vdi_uuid, disk.vdi, "log", session.lost)
+        if of.uuid in stored and isinstance(settle(found, vm.backup.mode, None), Base):
+            return None
+    return Left(noted, taken)
 
 
 async def _base(

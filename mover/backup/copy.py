@@ -10,7 +10,7 @@ from mover.backup.session import Session
 from mover.backup.snapshot import SnapshotDisk
 from mover.events import DiskFinished, DiskPlanned, DiskProgress
 from mover.pipeline.intake import Counts, Intake
-from mover.store import PointDisk
+from mover.store import PointDisk, Tree
 from protocol.extent import Extent, total
 
 
@@ -36,23 +36,31 @@ class Plan:
     last: PointDisk | None = None
 
 
-class DiskCopy:
-    """One disk of the VM with UUID `vm` on its way: says the plan at once; give `intake` what is planned; `finish`."""
+def new_tree(session: Session, size: int, plan: Plan) -> Tree:
+    """The tree of a disk of `size` bytes that is read as planned."""
+    return session.writer.tree(
+        size,
+        base=plan.base.root if plan.base else None,
+        base_size=plan.base.size if plan.base else 0,
+        compare=plan.last.root if plan.last else None,
+        compare_size=plan.last.size if plan.last else 0,
+    )
 
-    def __init__(self, session: Session, vm: str, disk: LiveDisk, plan: Plan) -> None:
+
+class DiskCopy:
+    """One disk of the VM with UUID `vm` on its way: says the plan at once; give `intake` what is planned; `finish`.
+
+    `tree` is for one that holds something already; a new one is begun otherwise.
+    """
+
+    def __init__(self, session: Session, vm: str, disk: LiveDisk, plan: Plan, tree: Tree | None = None) -> None:
         self._session = session
         self._vm = vm
         self._disk = disk
         self._plan = plan
         self._started = time.monotonic()
         size = disk.snapshot.size
-        self._tree = session.writer.tree(
-            size,
-            base=plan.base.root if plan.base else None,
-            base_size=plan.base.size if plan.base else 0,
-            compare=plan.last.root if plan.last else None,
-            compare_size=plan.last.size if plan.last else 0,
-        )
+        self._tree = tree or new_tree(session, size, plan)
         self.intake = Intake(
             session.writer,
             self._tree,

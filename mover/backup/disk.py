@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from mover.backup.base import NO_NBD, Base, NoBase, changed_extents
-from mover.backup.copy import DiskCopy, LiveDisk, Plan
+from mover.backup.copy import DiskCopy, LiveDisk, Plan, new_tree
 from mover.backup.session import Session
+from mover.backup.unfinished import as_begun
 from mover.events import Note, Retry
 from mover.failure import as_mover_error
 from mover.source import Source
 from mover.source.nbd import NbdSource
 from mover.source.raw import RawSource
-from mover.store import PointDisk
+from mover.store import PartialDisk, PointDisk, Tree
+from mover.units import format_size
 from protocol.errors import NbdConnectError, ProtocolError, XapiError
-from protocol.extent import Extent, align
+from protocol.extent import Extent, align, intersect
 from protocol.nbd import Endpoint, open_reader
 from protocol.nbd import Retry as NbdRetry
 from protocol.vhd import Head, parse_head
@@ -27,9 +30,18 @@ _HEAD_LIMIT = 8 << 20
 
 
 async def back_up_disk(
-    session: Session, vm: str, disk: LiveDisk, base: Base | NoBase, *, full_read: str, keep_snapshot: bool
+    session: Session,
+    vm: str,
+    disk: LiveDisk,
+    base: Base | NoBase,
+    left: PartialDisk | None,
+    *,
+    full_read: str,
+    keep_snapshot: bool,
 ) -> PointDisk:
     """Read `disk` of the VM with UUID `vm` into the store; returns its part of the restore point.
+
+    `left` is what a run that was killed has stored of this very snapshot.
 
     Raises `PoolError` and the like naming the disk, and what the store raises.
     """
@@ -38,7 +50,13 @@ async def back_up_disk(
             endpoints = await nbd_places(session, disk)
             plan = await _plan(session, vm, disk, base, endpoints, full_read)
             over_nbd = plan.mode == "incremental" or (full_read == "nbd" and bool(endpoints))
-            copy = DiskCopy(session, vm, disk, plan)
+            tree = new_tree(session, disk.snapshot.size, plan)
+            # A stream over HTTP cannot begin in the middle.
+            if plan.mode == "full" and over_nbd:
+                session.unfinished.follow(vm, disk.vdi_uuid, disk.snapshot.uuid, disk.snapshot.size, tree)
+                if left is not None:
+                    plan = await _go_on(session, vm, disk, plan, tree, left)
+            copy = DiskCopy(session, vm, disk, plan, tree)
             read = 0
             if plan.extents:
                 async with _source(session, disk, over_nbd=over_nbd) as source:
@@ -47,6 +65,16 @@ async def back_up_disk(
             return await copy.finish(read, snapshot=kept)
     except ProtocolError as error:
         raise as_mover_error(error, f"disk {disk.position} ({disk.name}): ") or error from error
+
+
+async def _go_on(session: Session, vm: str, disk: LiveDisk, plan: Plan, tree: Tree, left: PartialDisk) -> Plan:
+    """`plan` without what `left` says is stored already, if it is: that is in `tree` then."""
+    begun = as_begun(left, session.store.chunk_size)
+    chunks = await session.in_thread(lambda: session.writer.put_again(tree, begun))
+    done = min(chunks * session.store.chunk_size, disk.snapshot.size)
+    message = f"a run that was killed had stored {format_size(done)} of {disk.name}: going on from there"
+    session.emit(Note(level="info", vm=vm, disk=disk.position, message=message))
+    return replace(plan, extents=intersect(plan.extents, [Extent(done, disk.snapshot.size - done)]))
 
 
 async def nbd_places(session: Session, disk: LiveDisk) -> Sequence[Endpoint]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mover.backup.tags import Owner
+from mover.backup.unfinished import Unfinished
 from mover.events import Emit
 from mover.job import HooksSection
 from mover.pipeline.pace import Pace
@@ -25,7 +26,7 @@ T = TypeVar("T")
 class Session:
     """One run: the pool and the store it joins, and the bounded resources all its disks draw on.
 
-    `lost` are the roots of disks of which the store has lost a part.
+    `lost` are the roots of disks of which the store has lost a part, `unfinished` is for going on after a kill.
     """
 
     run: str
@@ -47,6 +48,7 @@ class Session:
     hooks: HooksSection
     secret_variables: frozenset[str]
     lost: frozenset[bytes]
+    unfinished: Unfinished
     emit: Emit
 
     async def in_thread(self, work: Callable[[], T]) -> T:

@@ -117,6 +117,20 @@ async def _describe(pool: Pool, ref: str) -> Snapshot:
     return Snapshot(ref, record["uuid"], tuple(disks))
 
 
+async def find(pool: Pool, owner: Owner, vm: str, uuid: str) -> Snapshot | None:
+    """The snapshot with this UUID, if `owner` made it of the VM with UUID `vm` and all its disks have their data."""
+    try:
+        ref = await pool.call("VM.get_by_uuid", uuid)
+        other_config = await pool.call("VM.get_other_config", ref)
+        found = await _describe(pool, ref)
+        types = [await pool.call("VDI.get_type", disk.ref) for disk in found.disks]
+    except XapiError as error:
+        if error.code in _GONE:
+            return None
+        raise
+    return found if owner.owns(other_config, vm) and "cbt_metadata" not in types else None
+
+
 async def remove(pool: Pool, snapshot: Snapshot) -> None:
     """Destroy a snapshot and the data of its disks. What is gone already counts as removed."""
     await destroy_vm(pool, snapshot.ref)

@@ -28,39 +28,32 @@ async def back_up_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> st
     for damage in damaged:
         _warn(session, vm, f"the restore point {damage.object} is damaged ({damage.reason}): run mover verify")
     points = [point for point in readable if point.record.vm_uuid == vm.uuid]
-    await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points))
+    left = await cbt.left_to_go_on(session, vm, points) if vm.backup.strategy == "cbt" else None
+    spared = {disk.uuid for disk in left.taken.disks} if left else set()
+    await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points) | spared)
     try:
-        record, taken = await _snapshot_and_copy(session, vm, points, keep_base=keep_base)
+        record, taken = await _snapshot_and_copy(session, vm, points, left, keep_base=keep_base)
         point = await session.in_thread(lambda: session.writer.commit(record))
     except BaseException:
         await _clean_up(session, vm, points)
         raise
+    session.unfinished.end(vm.uuid)
     await _settle(session, vm, taken, record)
     _tell_unusual(session, vm, points, record)
     return point
 
 
 async def _snapshot_and_copy(
-    session: Session, vm: SelectedVm, points: Sequence[Point], *, keep_base: bool
+    session: Session, vm: SelectedVm, points: Sequence[Point], left: cbt.Left | None, *, keep_base: bool
 ) -> tuple[PointRecord, snapshot.Snapshot]:
     by_cbt = vm.backup.strategy == "cbt"
     cbt_reasons = await cbt.enable_cbt(session, vm) if by_cbt else {}
-    async with around_snapshot(session, session.hooks, vm):
-        taken, unquiesced = await snapshot.take(
-            session.pool,
-            vm.ref,
-            session.owner.snapshot_name(session.run),
-            session.owner.tags(vm=vm.uuid, run=session.run),
-            [disk.vdi for disk in vm.excluded_disks],
-            quiesce=vm.backup.quiesce,
-        )
-    started = time.time()
-    if unquiesced:
-        _warn(session, vm, f"no quiesced snapshot ({unquiesced}): took a regular one")
+    taken, started = (left.taken, left.noted.created) if left else await _take(session, vm)
+    session.unfinished.begin(vm.uuid, taken.uuid, started)
     about = await _describe(session, vm)
     disks = _snapshotted(session, vm, taken)
     if by_cbt:
-        done = await cbt.copy_disks(session, vm, disks, points, cbt_reasons, keep_base=keep_base)
+        done = await cbt.copy_disks(session, vm, disks, points, cbt_reasons, left and left.noted, keep_base=keep_base)
         ova_xml = None
     else:
         done, ova_xml = await xva.copy_vm(session, vm, taken, disks, points, keep_base=keep_base)
@@ -76,6 +69,23 @@ async def _snapshot_and_copy(
         metadata=await _put_metadata(session, vm, about, taken, ova_xml),
         disks=done,
     ), taken
+
+
+async def _take(session: Session, vm: SelectedVm) -> tuple[snapshot.Snapshot, float]:
+    """A new snapshot, and when it was taken (Unix time)."""
+    async with around_snapshot(session, session.hooks, vm):
+        taken, unquiesced = await snapshot.take(
+            session.pool,
+            vm.ref,
+            session.owner.snapshot_name(session.run),
+            session.owner.tags(vm=vm.uuid, run=session.run),
+            [disk.vdi for disk in vm.excluded_disks],
+            quiesce=vm.backup.quiesce,
+        )
+    started = time.time()
+    if unquiesced:
+        _warn(session, vm, f"no quiesced snapshot ({unquiesced}): took a regular one")
+    return taken, started
 
 
 def _tell_unusual(session: Session, vm: SelectedVm, points: Sequence[Point], record: PointRecord) -> None:
@@ -148,5 +158,6 @@ async def _clean_up(session: Session, vm: SelectedVm, points: Sequence[Point]) -
     try:
         async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
             await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points))
+        session.unfinished.end(vm.uuid)
     except (ProtocolError, TimeoutError) as error:
         _warn(session, vm, f"the snapshot could not be removed and will be swept by the next run: {error}")

@@ -193,6 +193,11 @@ class LimitsSection:
         "same either way",
     )
     read_rate: int = key(size, 0, "bytes a second over all disks, 0: no limit")
+    note_every: float = key(
+        duration,
+        60.0,
+        "how often a run notes down in the store how far its fulls are: one that is killed is continued from there",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ The format is described byte by byte in docs/FORMAT.md.
 """
 
 from mover.store.keys import Cost, KeyRing, Slot
+from mover.store.names import PartialName
+from mover.store.partial import PartialDisk, PartialRun, PartialVm
 from mover.store.point import CopiedFrom, Point, PointDisk, PointRecord
 from mover.store.prune import Patience, PruneReport
 from mover.store.reader import DiskReader
@@ -11,17 +13,22 @@ from mover.store.repair import Loss, RepairReport
 from mover.store.s3 import S3Access
 from mover.store.seal import Sealed
 from mover.store.store import Store
-from mover.store.tree import Tree
+from mover.store.tree import Begun, Tree
 from mover.store.verify import Damage
 from mover.store.writer import Writer
 
 __all__ = [
+    "Begun",
     "CopiedFrom",
     "Cost",
     "Damage",
     "DiskReader",
     "KeyRing",
     "Loss",
+    "PartialDisk",
+    "PartialName",
+    "PartialRun",
+    "PartialVm",
     "Patience",
     "Point",
     "PointDisk",

@@ -18,6 +18,7 @@ PROBES = "probe/"
 DAMAGE = "damage/"
 KEYS = "keys/"
 SCRUB = "scrub/"
+PARTIAL = "partial/"
 
 DATA = 1
 META = 2
@@ -29,6 +30,7 @@ _SEGMENT = re.compile(r"index/([0-9])/([0-9a-f]{32})\.([0-9]{1,9})")
 _POINT = re.compile(r"(?:points|trash)/([0-9a-f]{32})\.([0-9]{1,9})")
 _LEASE = re.compile(r"lease/([0-9a-f]{32})(?:\.([0-9]{1,9}))?")
 _DAMAGE = re.compile(r"damage/([0-9a-f]{32})")
+_PARTIAL = re.compile(r"partial/([0-9a-f]{32})\.([0-9]{1,9})")
 _CONDEMNED = re.compile(r"cond/([0-9a-f]{32})")
 
 
@@ -127,6 +129,24 @@ def parse_damage(key: str) -> bytes | None:
     """The repair that a key of lost trees names, or None."""
     match = _DAMAGE.fullmatch(key)
     return None if match is None else bytes.fromhex(match[1])
+
+
+class PartialName(NamedTuple):
+    """Note number `number` of the writer `wid` on how far it is."""
+
+    wid: bytes
+    number: int
+
+    @property
+    def key(self) -> str:
+        """`partial/<wid>.<number>`."""
+        return f"{PARTIAL}{self.wid.hex()}.{self.number}"
+
+
+def parse_partial(key: str) -> PartialName | None:
+    """The note on how far a writer is that a key names, or None."""
+    match = _PARTIAL.fullmatch(key)
+    return None if match is None else PartialName(bytes.fromhex(match[1]), int(match[2]))
 
 
 def new_writer_id() -> bytes:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from mover.store.cipher import BadSealError
+from mover.store import sealed_json
 from mover.store.identity import ID_LENGTH, Identity
 from mover.store.names import PointName
 
@@ -94,8 +94,7 @@ def encode(identity: Identity, name: PointName, record: PointRecord) -> bytes:
             raise ValueError(f"disk {disk.position} has no proper root")
     if len(record.metadata) not in (0, ID_LENGTH):
         raise ValueError("the metadata's id has not the length of an id")
-    data = msgspec.json.encode(record, order="sorted")
-    sealed = identity.cipher.seal(name.key, data + identity.checksum(data))
+    sealed = sealed_json.encode(identity, name.key, record)
     if len(sealed) > MAX_LENGTH:
         raise ValueError(f"a restore point has at most {MAX_LENGTH} bytes, this one {len(sealed)}")
     return sealed
@@ -106,15 +105,8 @@ def decode(identity: Identity, name: PointName, data: bytes) -> Point:
     if not ID_LENGTH < len(data) <= MAX_LENGTH:
         raise BadPointError(f"it has {len(data)} bytes")
     try:
-        data = identity.cipher.open(name.key, data)
-    except BadSealError as error:
-        raise BadPointError(str(error)) from error
-    body, check = data[:-ID_LENGTH], data[-ID_LENGTH:]
-    if identity.checksum(body) != check:
-        raise BadPointError("its checksum does not match")
-    try:
-        record = msgspec.json.decode(body, type=PointRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        record, check = sealed_json.decode(identity, name.key, data, PointRecord)
+    except ValueError as error:
         raise BadPointError(str(error)) from error
     if record.format > FORMAT:
         raise BadPointError(f"it has format {record.format}, which is newer than this version")

@@ -39,6 +39,7 @@ from mover.store.names import (
     parse_pack,
 )
 from mover.store.pages import PageCache
+from mover.store.partial import stale as stale_notes
 from mover.store.point import FENCE, Point
 from mover.store.probe import refuse_overwriting
 from mover.store.reach import Reach
@@ -277,6 +278,8 @@ class Prune:
         for prune, packs in condemned.items():
             if packs.isdisjoint(present):
                 self._backend.delete(condemned_key(prune))
+        for note in stale_notes(self._backend, time.time()):
+            self._backend.delete(note.key)
         renewals = [parse_lease(key) for key, _ in self._backend.list(LEASES)]
         holders = read_leases(self._backend)
         for name in renewals:

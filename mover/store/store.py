@@ -18,6 +18,7 @@ from mover.errors import (
     UsageError,
 )
 from mover.store import config as configs
+from mover.store import partial
 from mover.store import point as points
 from mover.store.at_once import at_once
 from mover.store.backend import Backend, ObjectMissingError
@@ -28,8 +29,9 @@ from mover.store.index import Index
 from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.lease import Lease
 from mover.store.lost import read_lost
-from mover.store.names import KEYS, POINTS, STORE, PointName, new_writer_id, parse_point
+from mover.store.names import KEYS, POINTS, STORE, PartialName, PointName, new_writer_id, parse_point
 from mover.store.pages import PageCache
+from mover.store.partial import PartialRun
 from mover.store.places import Place, mapping_for, open_backend
 from mover.store.point import BadPointError, Point
 from mover.store.prune import Patience, Progress, Prune, PruneReport
@@ -332,6 +334,10 @@ class Store:
     def lost_roots(self) -> frozenset[bytes]:
         """The roots of disks that lack something, as the last repair found. Raises `StoreDamagedError`."""
         return read_lost(self._backend, self._identity)
+
+    def unfinished(self) -> list[tuple[PartialName, PartialRun | None]]:
+        """The notes of runs on how far they are, the newest first; None for one that cannot be read."""
+        return list(partial.read_all(self._backend, self._identity))
 
     def close(self) -> None:
         """Let go of open files and connections."""

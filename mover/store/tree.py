@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import NamedTuple
 
 from mover.store import page
 from mover.store.identity import ID_LENGTH, ZERO_ID
+from mover.store.index import split_ids
 from mover.store.page import FANOUT
 from mover.store.pages import NO_IDS, PageCache, StoredTree, count_chunks
 
@@ -14,6 +16,21 @@ from mover.store.pages import NO_IDS, PageCache, StoredTree, count_chunks
 WritePages = Callable[[Sequence[bytes]], list[bytes]]
 # Gives the id of a stored chunk after its length has been changed to this many bytes.
 Recut = Callable[[bytes, int], bytes]
+
+
+class PlacedPage(NamedTuple):
+    """A page that is stored as `id` and stands on `level` as number `number`."""
+
+    level: int
+    number: int
+    id: bytes
+
+
+class Begun(NamedTuple):
+    """How far a tree is: below chunk `chunks` nothing changes any more, and is zeros but for what is under `pages`."""
+
+    chunks: int
+    pages: list[PlacedPage]
 
 
 class _Pending:
@@ -97,6 +114,21 @@ class Tree:
                 for level in range(self._root_level):
                     limit //= FANOUT
                     self._seal(level, limit)
+
+    def begun(self) -> Begun:
+        """What is written already, as few pages that hold all others. A base is not part of it."""
+        with self._lock:
+            if self._root is not None:
+                pages = [PlacedPage(self._root_level, 0, self._root)]
+            else:
+                pages = [
+                    PlacedPage(level - 1, number * FANOUT + position, id)
+                    for level in range(1, self._root_level + 1)
+                    for number, pending in self._pending[level].items()
+                    for position, id in enumerate(split_ids(bytes(pending.ids)))
+                    if pending.put >> position & 1
+                ]
+            return Begun(self._sealed_below, [page for page in pages if page.id != ZERO_ID])
 
     def finish(self) -> bytes:
         """Write what is left; the root's id, which stands for the disk's whole content."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from mover.store.identity import ID_LENGTH, ZERO_ID
 from mover.store.page import FANOUT
 from mover.store.pages import NO_IDS, PageCache, StoredTree
+from mover.store.tree import PlacedPage
 
 # Called with the level and id of a page; False skips it.
 Enter = Callable[[int, bytes], bool]
@@ -71,6 +72,12 @@ def leaves(cache: PageCache, tree: StoredTree, enter: Enter) -> Iterator[tuple[i
     """First chunk and ids of every leaf with data of `tree`, without what `enter` skips."""
     if tree.root != ZERO_ID and enter(tree.root_level, tree.root):
         yield from _leaves_below(cache, tree.root_level, 0, cache.get(tree.root_level, tree.root), enter)
+
+
+def leaves_under(cache: PageCache, placed: PlacedPage) -> Iterator[tuple[int, bytes]]:
+    """First chunk and ids of every leaf with data under a page, or of the page itself if it is one."""
+    ids = cache.get(placed.level, placed.id)
+    yield from _leaves_below(cache, placed.level, placed.number, ids, lambda level, id: True)
 
 
 def _leaves_below(cache: PageCache, level: int, number: int, ids: bytes, enter: Enter) -> Iterator[tuple[int, bytes]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from threading import Lock
 from types import TracebackType
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mover.errors import FencedError, StoreDamagedError, StoreUnansweredError
-from mover.store import pack
+from mover.store import pack, partial
 from mover.store import point as points
 from mover.store import record as records
 from mover.store import segment as segments
@@ -21,15 +21,16 @@ from mover.store.identity import Identity
 from mover.store.index import Index, split_ids
 from mover.store.lease import Lease
 from mover.store.merge import due, merge
-from mover.store.names import DATA, META, PointName, SegmentName
+from mover.store.names import DATA, META, PartialName, PointName, SegmentName
 from mover.store.pack_writer import PackWriter, Written
 from mover.store.pages import PageCache
+from mover.store.partial import PartialRun
 from mover.store.point import PointRecord
 from mover.store.record import BLOB, CHUNK, MAX_RAW, PAGE, Record
 from mover.store.records import Records
 from mover.store.seal import Compressors, Make, Sealed, Sealer
 from mover.store.segment import PackEntry
-from mover.store.tree import Tree
+from mover.store.tree import Begun, Tree
 
 # After this many new records an index segment is published, so that a run that is killed has not worked for nothing.
 _PUBLISH_RECORDS = 128 << 10
@@ -63,6 +64,7 @@ class Writer:
         self._next_segment = 0
         self._next_point = 0
         self._undecided = b""
+        self._partial: PartialName | None = None
         self._publishing = Lock()
         self._committing = Lock()
 
@@ -141,6 +143,30 @@ class Writer:
             self.flush()
             data = points.encode(self._identity, PointName(self.wid, self._next_point), record)
             return points.decode(self._identity, self._put_point(data), data).id
+
+    def note_progress(self, run: PartialRun) -> None:
+        """Note down how far this run is, in place of the last such note; of what it says nothing was yet to be put.
+
+        What was given to this writer before is durable then. Raises what the store raises.
+        """
+        self.flush()
+        before, name = self._partial, PartialName(self.wid, self._partial.number + 1 if self._partial else 0)
+        partial.write(self._backend, self._identity, name, run)
+        self._partial = name
+        if before is not None:
+            self._backend.delete(before.key)
+
+    def forget_progress(self, notes: Iterable[PartialName], *, own: bool) -> None:
+        """Delete `notes` of earlier runs, and that of this one if `own`."""
+        for name in notes:
+            self._backend.delete(name.key)
+        if own and self._partial is not None:
+            self._backend.delete(self._partial.key)
+            self._partial = None
+
+    def put_again(self, tree: Tree, done: Begun) -> int:
+        """Put into `tree`, which is new, what a run that was killed has left. See `partial.put_again`."""
+        return partial.put_again(self._page_cache, self._index.view, tree, done)
 
     def _put_point(self, data: bytes) -> PointName:
         name = PointName(self.wid, self._next_point)

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import XenAPI
 
 from mover.store import Store
 
+KiB = 1 << 10
 MiB = 1 << 20
 MOVER = [sys.executable, "-m", "mover"]
 
@@ -159,3 +161,117 @@ def test_the_second_interrupt_ends_it_at_once_and_the_next_run_cleans_up(tmp_pat
         assert code == 0, said
         assert_whole(here, {}, now)
         assert here.snapshots() == {disk.snapshot_uuid for disk in here.points()[-1].record.disks}
+
+
+LARGE = 256 * MiB
+
+
+def killed_in_mid_full(here: Scene, vdi: str, least: int) -> None:
+    """Kill a run once it has noted down that at least so many bytes of the disk are stored."""
+    process = here.start()
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            done = [
+                disk.done
+                for _, noted in (Store.open(here.folder / "store").unfinished() if "progress" in line else [])
+                if noted is not None
+                for vm in noted.vms
+                for disk in vm.disks
+                if disk.vdi_uuid == vdi
+            ]
+            if max(done, default=0) >= least:
+                break
+        else:
+            pytest.fail("the run ended before anything was noted down")
+    finally:
+        process.kill()
+        process.wait(60)
+        process.stderr and process.stderr.close()
+
+
+@contextmanager
+def large_disk(folder: Path) -> Iterator[Scene]:
+    """A VM with one disk that takes its time, and a job that notes down often how far it is."""
+    with scene(folder) as here:
+        here.vdis = here.tell("make_vm", name="large", sizes=[LARGE, 4 * MiB])["vdis"]
+        here.tell("fill", vdi=here.vdis[0], offset=0, length=LARGE - 40 * MiB, kind="text")
+        here.tell("fill", vdi=here.vdis[1], offset=0, length=MiB, kind="random")
+        job = folder / "job.toml"
+        text = job.read_text().replace('name = "web"', 'name = "large"')
+        job.write_text(text + 'note-every = "0.1s"\n')
+        yield here
+
+
+def somebody_removes_the_snapshot(here: Scene) -> None:
+    session = XenAPI.Session(here.where["url"], ignore_ssl=True)
+    session.xenapi.login_with_password("root", here.where["password"])
+    snapshots = [ref for ref, record in session.xenapi.VM.get_all_records().items() if record["is_a_snapshot"]]
+    assert len(snapshots) == 1
+    session.xenapi.VM.destroy(snapshots[0])
+    session.xenapi.session.logout()
+
+
+def finished(said: str) -> dict[str, Any]:
+    events = [json.loads(line) for line in said.splitlines() if '"disk.finished"' in line]
+    return {event["disk"]: event for event in events}
+
+
+def test_a_killed_full_goes_on_where_it_was(tmp_path: Path):
+    with large_disk(tmp_path) as here:
+        then = [here.dump(vdi) for vdi in here.vdis]
+        killed_in_mid_full(here, here.vdis[0], 32 * MiB)
+        snapshots = here.snapshots()
+        assert len(snapshots) == 2
+        # What is written meanwhile is not part of the snapshot, whichever part of it is still to be read.
+        for offset in (MiB, LARGE - 48 * MiB):
+            here.tell("fill", vdi=here.vdis[0], offset=offset, length=MiB, kind="random")
+        code, said = interrupt(here, "never", 1)
+        assert code == 0, said
+        assert "going on from there" in said
+        assert here.snapshots() == snapshots, "the killed run's snapshot is the one that is kept"
+        large = finished(said)["0"]
+        assert large["mode"] == "full"
+        assert large["read"] <= LARGE - 40 * MiB - 32 * MiB, "what was stored is not read again"
+        assert_whole(here, {}, then)
+        assert Store.open(tmp_path / "store").unfinished() == []
+        now = [here.dump(vdi) for vdi in here.vdis]
+        code, said = interrupt(here, "never", 1)
+        assert code == 0, said
+        assert finished(said)["0"]["mode"] == "incremental"
+        assert here.restore(here.points()[-1].id) == now
+
+
+def test_a_killed_full_begins_anew_if_its_snapshot_is_gone(tmp_path: Path):
+    with large_disk(tmp_path) as here:
+        killed_in_mid_full(here, here.vdis[0], 8 * MiB)
+        somebody_removes_the_snapshot(here)
+        here.tell("fill", vdi=here.vdis[0], offset=MiB, length=MiB, kind="random")
+        code, said = interrupt(here, "never", 1)
+        assert code == 0, said
+        assert "going on from there" not in said
+        assert_whole(here, {}, [here.dump(vdi) for vdi in here.vdis])
+        assert Store.open(tmp_path / "store").unfinished() == []
+
+
+def test_an_interrupted_full_leaves_nothing_to_go_on_from(tmp_path: Path):
+    with large_disk(tmp_path) as here:
+        code, said = interrupt(here, "disk.progress", 4, signal.SIGINT)
+        assert code == 130, said
+        assert here.snapshots() == set()
+        assert Store.open(tmp_path / "store").unfinished() == []
+
+
+def test_what_a_prune_has_deleted_since_is_read_again(tmp_path: Path):
+    with large_disk(tmp_path) as here:
+        then = [here.dump(vdi) for vdi in here.vdis]
+        killed_in_mid_full(here, here.vdis[0], 32 * MiB)
+        store = Store.open(tmp_path / "store")
+        # As an earlier prune leaves it, which had waited for the run in vain.
+        for lease in (tmp_path / "store" / "lease").iterdir():
+            lease.unlink()
+        assert store.prune().freed > 16 * KiB
+        assert not list((tmp_path / "store" / "packs").rglob("*.d"))
+        code, said = interrupt(here, "never", 1)
+        assert code == 0, said
+        assert_whole(here, {}, then)

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mover.errors import StoreDamagedError
 from mover.store.identity import ZERO_ID
 from mover.store.page import FANOUT, BadPageError, decode, encode
 from mover.store.pages import PageCache, StoredTree, count_chunks
+from mover.store.partial import put_again
 from mover.store.reader import DiskReader
 from mover.store.tree import Tree
 from mover.store.walk import leaves
@@ -32,6 +34,8 @@ class PageShelf:
 
     def get_many(self, ids: Sequence[bytes], kind: int) -> list[bytes]:
         self.reads += len(ids)
+        if not all(id in self.pages for id in ids):
+            raise StoreDamagedError("a page is gone")
         return [self.pages[id] for id in ids]
 
     def write(self, encoded: Sequence[bytes]) -> list[bytes]:
@@ -158,6 +162,57 @@ def test_tree_is_the_list_of_its_chunks(
 
 def chunks_of(extents: object) -> list[int]:
     return [chunk for extent in extents for chunk in range(extent.offset // CHUNK, -(-extent.end // CHUNK))]  # type: ignore[attr-defined]
+
+
+class Shelved:
+    """A look at the index: the chunks that are stored."""
+
+    def __init__(self, stored: set[bytes]) -> None:
+        self._stored = stored
+
+    def contains(self, ids: Sequence[bytes]) -> list[bool]:
+        return [id in self._stored for id in ids]
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZES, RUNS, st.floats(0, 1), st.lists(st.floats(0, 1, exclude_max=True), max_size=2), st.booleans())
+def test_a_tree_that_was_begun_is_continued_up_to_what_is_lost(
+    size: int, runs: list[tuple[float, int, int]], cut: float, lost: list[float], page: bool
+) -> None:
+    shelf = PageShelf()
+    ids = {chunk: shelf.chunk(value or 1, length_of(chunk, size)) for chunk, value in place(runs, size).items()}
+    # Every chunk has content of its own, so that losing one is losing one place.
+    ids = {chunk: hashlib.sha256(id + chunk.to_bytes(8, "big")).digest() for chunk, id in ids.items()}
+    killed = shelf.tree(size)
+    done = int(cut * count_chunks(size, CHUNK))
+    for chunk in sorted(chunk for chunk in ids if chunk < done):
+        killed.put(chunk, ids[chunk])
+        killed.advance(chunk)
+    killed.advance(done)
+    begun = killed.begun()
+    assert begun.chunks == done // FANOUT * FANOUT
+
+    kept = [chunk for chunk in sorted(ids) if chunk < begun.chunks]
+    gone = sorted({kept[int(at * len(kept))] for at in lost}) if kept else []
+    again = shelf.tree(size)
+    if page and gone and begun.pages:
+        del shelf.pages[begun.pages[-1].id]
+    view = Shelved({id for chunk, id in ids.items() if chunk not in gone})
+    known = put_again(shelf.cache(), view, again, begun)  # type: ignore[arg-type]
+    assert known <= begun.chunks
+    assert known == begun.chunks or gone, "all that is still there is used"
+    assert all(chunk >= known for chunk in gone)
+    for chunk in sorted(chunk for chunk in ids if chunk >= known):
+        again.put(chunk, ids[chunk])
+    straight = shelf.tree(size)
+    for chunk, id in sorted(ids.items()):
+        straight.put(chunk, id)
+    assert again.finish() == straight.finish()
+    finished = straight.begun()
+    assert finished.chunks == count_chunks(size, CHUNK)
+    third = shelf.tree(size)
+    assert put_again(shelf.cache(), Shelved(set(ids.values())), third, finished) == finished.chunks  # type: ignore[arg-type]
+    assert third.finish() == straight.finish()
 
 
 def test_an_incremental_touches_only_its_path() -> None:
