@@ -59,8 +59,9 @@ async def copy_points(source: Store, target: Store, points: Sequence[Point], emi
     with target.writer() as writer, ThreadPoolExecutor(threads, "copy") as executor:
         there = await in_thread(executor, _copies, source, target)
         originals = {one.id: one.record for one in await in_thread(executor, lambda: source.readable_points()[0])}
+        lost = await in_thread(executor, lambda: source.lost_roots() | target.lost_roots())
         arena = Arena(_IN_MEMORY // slot, slot)
-        work = _Copy(source, target, writer, executor, arena, emit, originals, there)
+        work = _Copy(source, target, writer, executor, arena, emit, originals, there, lost)
         for point in sorted(points, key=lambda one: one.record.created):
             if point.id in there:
                 present.append(point.id)
@@ -92,7 +93,10 @@ async def copy_points(source: Store, target: Store, points: Sequence[Point], emi
 
 @dataclass(frozen=True)
 class _Copy:
-    """What the points of one copy share. `there` are the copies by the ids of their `originals`."""
+    """What the points of one copy share. `there` are the copies by the ids of their `originals`.
+
+    `lost` are the roots of disks of which either store has lost a part.
+    """
 
     source: Store
     target: Store
@@ -102,6 +106,7 @@ class _Copy:
     emit: Emit
     originals: dict[str, PointRecord]
     there: dict[str, PointRecord]
+    lost: frozenset[bytes]
 
 
 def _copies(source: Store, target: Store) -> dict[str, PointRecord]:
@@ -137,13 +142,13 @@ class _Base:
 
 
 def _base(work: _Copy, disk: PointDisk) -> _Base | None:
-    """The newest state of the disk that was copied and is still in both stores."""
+    """The newest state of the disk that was copied and is still in both stores, whole."""
     for id, copy in sorted(work.there.items(), key=lambda pair: pair[1].created, reverse=True):
         if id not in work.originals:
             continue
         ours = _disk_in(work.originals[id], disk.vdi_uuid)
         theirs = _disk_in(copy, disk.vdi_uuid)
-        if ours is not None and theirs is not None:
+        if ours is not None and theirs is not None and work.lost.isdisjoint((ours.root, theirs.root)):
             return _Base(ours, theirs)
     return None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mover.copy.points import CopyResult, copy_points
+from mover.errors import StoreDamagedError
 from mover.events import AnyEvent, DiskFinished
 from mover.store import PointDisk, PointRecord, Store
 from protocol.secret import Secret
@@ -82,6 +83,16 @@ def contents(store: Store) -> list[list[bytes]]:
     return [[read_disk(store, disk.root, disk.size) for disk in point.record.disks] for point in store.points()]
 
 
+def contents_or_none(store: Store) -> list[list[bytes] | None]:
+    found: list[list[bytes] | None] = []
+    for point in store.points():
+        try:
+            found.append([read_disk(store, disk.root, disk.size) for disk in point.record.disks])
+        except StoreDamagedError:
+            found.append(None)
+    return found
+
+
 @pytest.mark.parametrize("chunk", [65536, 262144])
 @pytest.mark.parametrize("passphrase", [None, Secret(PASSPHRASE)], ids=["plain", "encrypted"])
 async def test_a_copy_holds_every_state_and_reads_what_differs(tmp_path: Path, passphrase: Secret | None, chunk: int):
@@ -111,6 +122,26 @@ async def test_copying_twice_does_nothing(tmp_path: Path):
     result, read = await copied(source, target)
     assert (result.copied, len(result.present), read) == ((), 3, 0)
     assert files_of(tmp_path / "b") == before
+
+
+@pytest.mark.parametrize("damaged", ["a", "b"])
+async def test_nothing_is_built_on_what_a_store_has_lost(tmp_path: Path, damaged: str):
+    source, target = filled(tmp_path / "a"), Store.create(tmp_path / "b")
+    await copy_points(source, target, source.points()[:1], lambda event: None)
+    for pack in (tmp_path / damaged / "packs").rglob("*.d"):
+        with pack.open("r+b") as file:
+            file.seek(pack.stat().st_size // 2)
+            file.write(bytes(100))
+    assert Store.open(tmp_path / damaged).repair().losses
+    source, target = Store.open(tmp_path / "a"), Store.open(tmp_path / "b")
+    lost = source.lost_roots() | target.lost_roots()
+    assert lost
+    result, _ = await copied(source, target)
+    assert result.failed.keys() == {
+        point.id for point in source.points()[1:] if any(disk.root in lost for disk in point.record.disks)
+    }
+    whole = [state for state, copy in zip(states(), contents_or_none(target), strict=False) if copy == state]
+    assert len(whole) == len(target.points()), "every copy that there is now holds its state"
 
 
 async def test_what_two_vms_share_is_stored_once(tmp_path: Path):
