@@ -92,8 +92,8 @@ async def import_vm(
             refs = await _keeping_identity(upload, plan, point, emit)
         except ProtocolError as error:
             raise as_mover_error(error, f"{point.record.vm_name}: ") or error from error
+        made.vm = refs[0] if refs else None
         vm = _only(refs, point)
-        made.vm = vm
         await block_start(pool, vm)
         vdis = await disks_by_position(pool, vm)
         made.vdis += vdis.values()

@@ -98,7 +98,7 @@ class XvaSource:
 def _check(assembler: Assembler, block: BlockEnd) -> None:
     """Have the block compared with its checksum before it is sealed."""
     if block.check is None:
-        raise FormatError("XVA", "it has no checksums beside its blocks: it comes from before XenServer 5.6")
+        raise FormatError("XVA", "it has no checksums beside its blocks: an old release made it, or no XenServer")
     try:
         assembler.check(Extent(block.offset, block.length), lambda view: verify_block(view, block))
     except ValueError:
