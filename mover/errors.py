@@ -127,6 +127,13 @@ class PoolError(MoverError):
     exit_code = 23
 
 
+class MigratingError(MoverError):
+    """A VM is being migrated: its disks may be elsewhere in a moment."""
+
+    exit_code = 26
+    transient = True
+
+
 class TargetError(MoverError):
     """The files of a restore cannot be written."""
 

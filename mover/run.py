@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mover.backup.guard import release_left
 from mover.backup.session import Session
 from mover.backup.tags import Owner
 from mover.backup.unfinished import Unfinished, noting_down
@@ -300,6 +301,10 @@ def _keeps_base(job: Job, vm: SelectedVm) -> bool:
 
 async def _all_vms(session: Session, job: Job, vms: Sequence[SelectedVm]) -> list[VmResult]:
     room = asyncio.Semaphore(job.limits.vms)
+    try:
+        await release_left(session)
+    except XapiError as error:
+        session.emit(Note(level="warning", message=f"what a killed run has blocked cannot be released: {error}"))
 
     async def one(vm: SelectedVm) -> VmResult:
         async with room:

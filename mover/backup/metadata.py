@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from mover.backup.tags import without_blocks
 from protocol.errors import FormatError, ProtocolError, XapiError
 from protocol.xapi import Pool, Transfers
 
@@ -56,6 +57,7 @@ def decode(data: bytes) -> VmMetadata:
 async def collect(pool: Pool, vm: str) -> VmMetadata:
     """Gather the records of the live VM `vm` (a ref)."""
     vm_record: Record = await pool.call("VM.get_record", vm)
+    vm_record["blocked_operations"] = without_blocks(vm_record.get("blocked_operations") or {})
     vbds = await _records(pool, "VBD", vm_record["VBDs"])
     vifs = await _records(pool, "VIF", vm_record["VIFs"])
     vdis = await _records(pool, "VDI", [vbd["VDI"] for vbd in vbds.values() if not vbd["empty"]])

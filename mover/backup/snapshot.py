@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mover.backup.tags import Owner, without_tags
+from mover.backup.tags import Owner, as_ours
 from protocol.errors import XapiError
 from protocol.xapi import Pool
 
@@ -93,7 +93,7 @@ async def _plain_snapshot(pool: Pool, vm: str, name: str, ignored: Sequence[str]
 
 async def _tag(pool: Pool, kind: str, ref: str, tags: dict[str, str]) -> None:
     other_config = await pool.call(f"{kind}.get_other_config", ref)
-    await pool.call(f"{kind}.set_other_config", ref, without_tags(other_config) | tags)
+    await pool.call(f"{kind}.set_other_config", ref, as_ours(other_config, tags))
 
 
 async def _describe(pool: Pool, ref: str) -> Snapshot:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PREFIX = "mover:"
+_BLOCKED = " is backing it up"
+# What others write to know their own snapshots by. A snapshot of ours inherits it from the VM: theirs it is not.
+_OTHERS = ("xo:backup:", "xo:base_delta", "xo:copy_of", "xo:import:")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,14 @@ class Owner:
         """Whether `name` is one that `snapshot_name` gives."""
         return name.startswith(self._name_prefix)
 
+    def block_reason(self, run: str) -> str:
+        """Why a VM may not be migrated while `run` backs it up."""
+        return f"{self.snapshot_name(run)}{_BLOCKED}"
+
+    def blocked(self, reason: str) -> bool:
+        """Whether `reason` is one that `block_reason` gives."""
+        return self.named(reason) and reason.endswith(_BLOCKED)
+
     @property
     def _name_prefix(self) -> str:
         return f"mover {self.job} {self.store[:8]} "
@@ -42,6 +53,21 @@ class Owner:
             and other_config.get(f"{PREFIX}store") == self.store
             and other_config.get(f"{PREFIX}vm") == vm
         )
+
+
+def as_ours(other_config: dict[str, str], tags: dict[str, str]) -> dict[str, str]:
+    """What a snapshot has inherited from its VM, without what makes it somebody else's, and with `tags`."""
+    inherited = without_tags(other_config).items()
+    return {key: value for key, value in inherited if not key.startswith(_OTHERS)} | tags
+
+
+def without_blocks(blocked: dict[str, str]) -> dict[str, str]:
+    """`blocked_operations` without what a backup has blocked for its time: it must not hold for what is restored."""
+    return {
+        operation: reason
+        for operation, reason in blocked.items()
+        if not (reason.startswith("mover ") and reason.endswith(_BLOCKED))
+    }
 
 
 def without_tags(other_config: dict[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mover.backup import cbt, metadata, snapshot, xva
 from mover.backup.base import bases
 from mover.backup.copy import LiveDisk
+from mover.backup.guard import staying
 from mover.backup.hooks import around_snapshot
 from mover.backup.session import Session
 from mover.events import Note
@@ -24,6 +25,11 @@ _CLEAN_UP_TIMEOUT = 60.0
 
 async def back_up_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> str:
     """Back up one VM and return the id of its restore point. Leaves no snapshot behind if it fails."""
+    async with staying(session, vm):
+        return await _back_up(session, vm, keep_base=keep_base)
+
+
+async def _back_up(session: Session, vm: SelectedVm, *, keep_base: bool) -> str:
     readable, damaged = session.store.readable_points()
     for damage in damaged:
         _warn(session, vm, f"the restore point {damage.object} is damaged ({damage.reason}): run mover verify")
