@@ -23,7 +23,7 @@ complete mover \
         'c/--new-passphrase-file=/f/' \
         'c/--dir=/d/' \
         'c/--nbd=/(tls insecure both none)/' \
-        'c/--/(address as-vdi deep dir disk dry-run format full help html insecure into job json keep-partial label latency latest limit name nbd network new-macs new-passphrase-command new-passphrase-env new-passphrase-file no-new-macs no-template older-than passphrase-command passphrase-env passphrase-file password plain-http point port progress schedule settle small socket sr template tls-certificate tls-client-ca tls-key to to-passphrase-command to-passphrase-env to-passphrase-file user version via vm)/' \
+        'c/--/(address against-pool as-vdi deep dir disk dry-run format full help html insecure into job json keep-partial label latency latest limit name nbd network new-macs new-passphrase-command new-passphrase-env new-passphrase-file no-new-macs no-template older-than passphrase-command passphrase-env passphrase-file password plain-http point port progress schedule settle small socket sr template tls-certificate tls-client-ca tls-key to to-passphrase-command to-passphrase-env to-passphrase-file user version via vm)/' \
         'c/-/(- h)/' \
         'n/--progress/(auto plain json none)/' \
         'n/--passphrase-file/f/' \

@@ -186,6 +186,11 @@ def _verify(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         help="only points that were not found whole for so long, those that wait longest first",
     )
     parser.add_argument("--limit", type=_share, metavar="N%", help="of those, as many as need this share of the store")
+    parser.add_argument(
+        "--against-pool",
+        metavar="POINT",
+        help="compare this point with its snapshots on the pool of the JOB, which are read for it",
+    )
     _progress(parser)
     _passphrase(parser)
     _json(parser)
