@@ -67,7 +67,7 @@ async def copy_disks(
             group.create_task(
                 back_up_disk(
                     session,
-                    vm.uuid,
+                    vm,
                     disk,
                     base,
                     stored.get(disk.snapshot.uuid),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
+from typing import Literal
 
+from mover.backup.audit import UNTRUE, audit
 from mover.backup.base import NO_NBD, Base, NoBase, changed_extents
 from mover.backup.copy import DiskCopy, LiveDisk, Plan, new_tree
 from mover.backup.session import Session
 from mover.backup.unfinished import as_begun
 from mover.events import Note, Retry
 from mover.failure import as_mover_error
+from mover.job import SelectedVm
 from mover.source import Source
 from mover.source.nbd import NbdSource
 from mover.source.raw import RawSource
@@ -31,7 +34,7 @@ _HEAD_LIMIT = 8 << 20
 
 async def back_up_disk(
     session: Session,
-    vm: str,
+    vm: SelectedVm,
     disk: LiveDisk,
     base: Base | NoBase,
     left: PartialDisk | None,
@@ -39,7 +42,7 @@ async def back_up_disk(
     full_read: str,
     keep_snapshot: bool,
 ) -> PointDisk:
-    """Read `disk` of the VM with UUID `vm` into the store; returns its part of the restore point.
+    """Read `disk` of `vm` into the store; returns its part of the restore point.
 
     `left` is what a run that was killed has stored of this very snapshot.
 
@@ -48,23 +51,41 @@ async def back_up_disk(
     try:
         async with session.disks:
             endpoints = await nbd_places(session, disk)
-            plan = await _plan(session, vm, disk, base, endpoints, full_read)
+            plan = await _plan(session, vm.uuid, disk, base, endpoints, full_read)
             over_nbd = plan.mode == "incremental" or (full_read == "nbd" and bool(endpoints))
-            tree = new_tree(session, disk.snapshot.size, plan)
-            # A stream over HTTP cannot begin in the middle.
-            if plan.mode == "full" and over_nbd:
-                session.unfinished.follow(vm, disk.vdi_uuid, disk.snapshot.uuid, disk.snapshot.size, tree)
-                if left is not None:
-                    plan = await _go_on(session, vm, disk, plan, tree, left)
-            copy = DiskCopy(session, vm, disk, plan, tree)
+            sample = vm.backup.cbt_audit if plan.mode == "incremental" else 0
             read = 0
-            if plan.extents:
-                async with _source(session, disk, over_nbd=over_nbd) as source:
-                    read = await source.deliver(plan.extents, session.arena, copy.intake.take)
+            async with _source(session, disk, over_nbd=over_nbd) if plan.extents or sample else nullcontext() as source:
+                if source is not None and sample:
+                    plan, read = await _audited(session, vm.uuid, disk, plan, source, sample)
+                tree = new_tree(session, disk.snapshot.size, plan)
+                # A stream over HTTP cannot begin in the middle.
+                if plan.mode == "full" and over_nbd:
+                    session.unfinished.follow(vm.uuid, disk.vdi_uuid, disk.snapshot.uuid, disk.snapshot.size, tree)
+                    if left is not None:
+                        plan = await _go_on(session, vm.uuid, disk, plan, tree, left)
+                copy = DiskCopy(session, vm.uuid, disk, plan, tree)
+                if source is not None and plan.extents:
+                    read += await source.deliver(plan.extents, session.arena, copy.intake.take)
             kept = disk.snapshot.uuid if keep_snapshot and disk.snapshot.cbt else None
             return await copy.finish(read, snapshot=kept)
     except ProtocolError as error:
         raise as_mover_error(error, f"disk {disk.position} ({disk.name}): ") or error from error
+
+
+async def _audited(
+    session: Session, vm: str, disk: LiveDisk, plan: Plan, source: Source, sample: int
+) -> tuple[Plan, int]:
+    """`plan`, or that of a full if CBT has missed something, and how many bytes it took to find out."""
+    if plan.base is None:
+        return plan, 0
+    found = await audit(session, source, plan.base, plan.extents, disk.snapshot.size, sample)
+    level: Literal["info", "warning"] = "warning" if found.missed else "info"
+    session.emit(Note(level=level, vm=vm, disk=disk.position, message=f"{disk.name}: {found}"))
+    if not found.missed:
+        return plan, found.read
+    extents = align(await _allocated(session, vm, disk), session.store.chunk_size, disk.snapshot.size)
+    return Plan("full", extents, UNTRUE, last=plan.base), found.read
 
 
 async def _go_on(session: Session, vm: str, disk: LiveDisk, plan: Plan, tree: Tree, left: PartialDisk) -> Plan:

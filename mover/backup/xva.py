@@ -184,7 +184,7 @@ def _content_of(session: Session, base: PointDisk) -> Fill:
 async def _over_nbd(session: Session, vm: SelectedVm, disk: LiveDisk, points: Sequence[Point]) -> PointDisk:
     """As strategy `cbt` reads it: what changed if CBT is on, else all of it."""
     base = await find_base(session.pool, points, disk.vdi_uuid, disk.vdi, "log", session.lost)
-    return await back_up_disk(session, vm.uuid, disk, base, None, full_read="nbd", keep_snapshot=False)
+    return await back_up_disk(session, vm, disk, base, None, full_read="nbd", keep_snapshot=False)
 
 
 # -- all of it --------------------------------------------------------------------------------------------------------

@@ -119,6 +119,12 @@ class BackupSection:
     compression: str = key(
         choice("none", "zstd", "gzip"), "none", "strategy xva: compression of the export on the host"
     )
+    cbt_audit: int = key(
+        count(0, 100_000),
+        0,
+        "strategy cbt: so many random blocks of each disk that CBT calls unchanged are read by each incremental and "
+        "compared with the last restore point; a difference makes it a full",
+    )
     quiesce: bool = key(flag, False, "try a quiesced snapshot first; a regular one is taken if that fails")
     keep_snapshot: str = key(
         choice("auto", "data", "metadata", "none"),

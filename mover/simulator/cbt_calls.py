@@ -69,6 +69,8 @@ class CbtCalls:
             if older["SR"] != newer["SR"]:
                 raise Failure("INTERNAL_ERROR", "the VDIs are in different SRs")
             bitmap = storage(lambda: pool.disks.changed_blocks(older["uuid"], newer["uuid"]))
+            if fault := pool.faults.take_cbt():
+                bitmap = _forgetful(bitmap, fault.missing)
             return base64.b64encode(bitmap).decode()
 
     @call(
@@ -152,3 +154,11 @@ class CbtCalls:
         if record["on_boot"] == "reset":
             raise Failure("VDI_ON_BOOT_MODE_INCOMPATIBLE_WITH_OPERATION")
         return record
+
+
+def _forgetful(bitmap: bytes, missing: int) -> bytes:
+    """A bitmap without the last `missing` of its set bits."""
+    number = int.from_bytes(bitmap)
+    for _ in range(min(missing, number.bit_count())):
+        number &= number - 1
+    return number.to_bytes(len(bitmap))

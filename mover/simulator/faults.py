@@ -53,6 +53,13 @@ class NbdFault(msgspec.Struct, frozen=True, tag="nbd", forbid_unknown_fields=Tru
     times: int = 1
 
 
+class CbtFault(msgspec.Struct, frozen=True, tag="cbt", forbid_unknown_fields=True):
+    """The next answer of `VDI.list_changed_blocks` calls the last `missing` of the changed blocks unchanged."""
+
+    missing: int = 1
+    times: int = 1
+
+
 class SrFault(msgspec.Struct, frozen=True, tag="sr_full", forbid_unknown_fields=True):
     """The storage repository has no room left, or has again."""
 
@@ -74,8 +81,8 @@ class ClearFault(msgspec.Struct, frozen=True, tag="clear", forbid_unknown_fields
     """Everything armed is forgotten, hosts and SR are well again."""
 
 
-Fault = CallFault | HttpFault | NbdFault | SrFault | HostFault | ReleaseFault | ClearFault
-_Timed = TypeVar("_Timed", CallFault, HttpFault, NbdFault)
+Fault = CallFault | HttpFault | NbdFault | CbtFault | SrFault | HostFault | ReleaseFault | ClearFault
+_Timed = TypeVar("_Timed", CallFault, HttpFault, NbdFault, CbtFault)
 
 
 class FaultFormatError(ValueError):
@@ -88,7 +95,7 @@ class Faults:
     def __init__(self) -> None:
         self.sr_full = False
         self.hosts_down: set[int] = set()
-        self._armed: list[CallFault | HttpFault | NbdFault] = []
+        self._armed: list[CallFault | HttpFault | NbdFault | CbtFault] = []
         self._released = asyncio.Event()
 
     def arm(self, *faults: Fault) -> None:
@@ -122,6 +129,10 @@ class Faults:
         """The fault for this connection, used up; None if it is to work."""
         return self._take(NbdFault, lambda fault: fault.host in (host, None))
 
+    def take_cbt(self) -> CbtFault | None:
+        """The fault for this list of changed blocks, used up; None if it is to be true."""
+        return self._take(CbtFault, lambda fault: True)
+
     async def stall(self) -> None:
         """Wait for `release`."""
         await self._released.wait()
@@ -148,7 +159,7 @@ class Faults:
                 self.release()
             case ClearFault():
                 self.clear()
-            case CallFault() | HttpFault() | NbdFault():
+            case CallFault() | HttpFault() | NbdFault() | CbtFault():
                 self._armed.append(fault)
 
     def _take(self, kind: type[_Timed], fits: Callable[[_Timed], bool]) -> _Timed | None:

@@ -1,0 +1,76 @@
+"""Is what CBT calls unchanged unchanged? A sample is read and compared with the last restore point.
+
+CBT is kept by the storage of the pool, and what it forgets no incremental reads. A sample of `n` chunks finds a fault
+that touches the share `p` of a disk with probability 1 - (1 - p)^n: 300 chunks find one of 1 % in 19 of 20 runs.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from mover.backup.session import Session
+from mover.source import Source
+from mover.store import PointDisk
+from mover.units import format_size
+from protocol.extent import Extent, complement, merge
+from protocol.tasks import in_thread
+
+UNTRUE = "CBT called parts unchanged that have changed, so all of it is read"
+
+
+class Audit(NamedTuple):
+    """`chunks` were looked at, and `missed` of them had changed; `read` bytes crossed the wire."""
+
+    chunks: int
+    missed: list[Extent]
+    read: int
+
+    def __str__(self) -> str:
+        if not self.missed:
+            return f"{self.chunks} blocks that CBT calls unchanged are what the last restore point has"
+        first = self.missed[0].offset
+        return (
+            f"CBT IS NOT TO BE TRUSTED: of {self.chunks} blocks that it calls unchanged some have changed, the first "
+            f"at {format_size(first)} (byte {first}); the disk is read in full. Restore points since its last full may "
+            "lack changes. To have CBT begin anew: xe vdi-disable-cbt, then run the job"
+        )
+
+
+async def audit(
+    session: Session, source: Source, base: PointDisk, changed: Sequence[Extent], size: int, chunks: int
+) -> Audit:
+    """Compare up to `chunks` random chunks that are not in `changed` (whole chunks) with the state `base`.
+
+    `source` reads the snapshot of `size` bytes whose changes since `base` those are. Raises `ProtocolError`,
+    `StoreDamagedError`.
+    """
+    sample = pick(complement(changed, min(size, base.size)), session.store.chunk_size, chunks)
+    disk = session.store.disk(base.root, base.size)
+    missed: list[Extent] = []
+
+    async def compare(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
+        for extent in wanted:
+            part = view[extent.offset - offset : extent.end - offset]
+            missed.extend(await in_thread(session.executor, disk.differing, extent.offset, part))
+
+    if not sample:
+        return Audit(0, [], 0)
+    read = await source.deliver(merge(sample), session.arena, compare)
+    return Audit(len(sample), merge(missed), read)
+
+
+def pick(extents: Sequence[Extent], chunk: int, number: int) -> list[Extent]:
+    """Up to `number` different chunks of `chunk` bytes of what `extents` (whole chunks) hold, at random, in order."""
+    ends = list(accumulate(-(-extent.length // chunk) for extent in extents))
+    count = ends[-1] if ends else 0
+    chosen: list[Extent] = []
+    for place in sorted(random.sample(range(count), min(number, count))):
+        which = bisect_right(ends, place)
+        within = extents[which]
+        start = within.offset + (place - (ends[which - 1] if which else 0)) * chunk
+        chosen.append(Extent(start, min(chunk, within.end - start)))
+    return chosen
