@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from mover.store import Point, PointRecord
+from mover.store import MEMORY, Point, PointRecord
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +48,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 def sample(record: PointRecord, before: PointRecord | None, point: str = "") -> Sample:
     """The numbers of a point; `before` is the same VM's point before it."""
-    disks = record.disks
+    # Memory is a new image every time: that it is read in full says nothing.
+    disks = [disk for disk in record.disks if disk.position != MEMORY]
     known = {disk.vdi_uuid for disk in before.disks} if before is not None else set()
     old = [disk for disk in disks if disk.vdi_uuid in known]
     return Sample(

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from mover.backup.snapshot import Snapshot
 from mover.backup.tags import without_blocks
 from protocol.errors import FormatError, ProtocolError, XapiError
 from protocol.xapi import Pool, Transfers
@@ -21,6 +22,14 @@ FORMAT = 1
 _OVA_LIMIT = 3 << 20
 
 Record = dict[str, Any]
+
+
+class SuspendedVm(msgspec.Struct, frozen=True, kw_only=True):
+    """What it takes besides to make a VM a suspended one: the record of the image of its memory, and more."""
+
+    vdi: Record
+    last_booted_record: str
+    last_boot_CPU_flags: dict[str, str]
 
 
 class VmMetadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +48,19 @@ class VmMetadata(msgspec.Struct, frozen=True, kw_only=True):
     guest_metrics: Record | None = None
     software_version: dict[str, str]
     ova_xml: str | None = None
+    suspended: SuspendedVm | None = None
+
+
+async def suspended(pool: Pool, snapshot: Snapshot) -> SuspendedVm | None:
+    """What a snapshot with memory says about it."""
+    if snapshot.memory is None:
+        return None
+    vm: Record = await pool.call("VM.get_record", snapshot.ref)
+    return SuspendedVm(
+        vdi=await pool.call("VDI.get_record", snapshot.memory.ref),
+        last_booted_record=str(vm.get("last_booted_record", "")),
+        last_boot_CPU_flags=dict(vm.get("last_boot_CPU_flags", {})),
+    )
 
 
 def encode(metadata: VmMetadata) -> bytes:

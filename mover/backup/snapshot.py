@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mover.backup.tags import Owner, as_ours
@@ -22,6 +22,9 @@ _IN_USE_LONGEST_WAIT = 5.0
 # What says that an object is in use for now, and what says that it is gone already.
 _BUSY = frozenset({"VDI_IN_USE", "OTHER_OPERATION_IN_PROGRESS"})
 _GONE = frozenset({"HANDLE_INVALID", "UUID_INVALID"})
+# Power states in which VM.checkpoint finds memory.
+WITH_MEMORY = frozenset({"Running", "Suspended"})
+_NULL = "OpaqueRef:NULL"
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,12 @@ class SnapshotDisk:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot VM and the snapshots of its disks."""
+    """A snapshot VM and the snapshots of its disks; `memory` is the image it was suspended to, if it was."""
 
     ref: str
     uuid: str
     disks: tuple[SnapshotDisk, ...]
+    memory: SnapshotDisk | None = None
 
     def of(self, live: str) -> SnapshotDisk | None:
         """The snapshot of the live VDI with this ref."""
@@ -53,31 +57,37 @@ class Snapshot:
 
 
 async def take(
-    pool: Pool, vm: str, name: str, tags: dict[str, str], ignored: Sequence[str], *, quiesce: bool
-) -> tuple[Snapshot, str | None]:
+    pool: Pool, vm: str, name: str, tags: dict[str, str], ignored: Sequence[str], *, quiesce: bool, memory: bool
+) -> tuple[Snapshot, list[str]]:
     """Snapshot the VM `vm` without the VDIs `ignored`, and tag what was made.
 
-    Returns the snapshot and, where a quiesced one was asked for but a regular one taken, why. Raises `XapiError`.
+    Returns the snapshot and, where one with memory or a quiesced one was asked for but not to be had, why. Memory comes
+    first: a VM whose memory is saved needs no quiescing. Raises `XapiError`.
     """
-    refused: str | None = None
+    refused: list[str] = []
     ref: str | None = None
-    if quiesce:
+    if memory and await pool.call("VM.get_power_state", vm) in WITH_MEMORY:
         try:
-            ref = await pool.run("VM.snapshot_with_quiesce", vm, name)
+            ref = str(await pool.run("VM.checkpoint", vm, name))
+        except XapiError as error:
+            refused.append(f"no snapshot with memory ({error})")
+    if ref is None and quiesce:
+        try:
+            ref = str(await pool.run("VM.snapshot_with_quiesce", vm, name))
         except XapiError as error:
             # Current pools do not know the call any more: the regular snapshot is the normal case, not the exception.
-            refused = str(error)
+            refused.append(f"no quiesced snapshot ({error})")
     if ref is None:
         ref = await _plain_snapshot(pool, vm, name, ignored)
     await _tag(pool, "VM", ref, tags)
     snapshot = await _describe(pool, ref)
-    for disk in snapshot.disks:
+    for disk in (*snapshot.disks, *filter(None, [snapshot.memory])):
         await _tag(pool, "VDI", disk.ref, tags)
     unwanted = [disk for disk in snapshot.disks if disk.live in ignored]
     for disk in unwanted:
         await destroy_vdi(pool, disk.ref)
     kept = tuple(disk for disk in snapshot.disks if disk not in unwanted)
-    return Snapshot(snapshot.ref, snapshot.uuid, kept), refused
+    return replace(snapshot, disks=kept), refused
 
 
 async def _plain_snapshot(pool: Pool, vm: str, name: str, ignored: Sequence[str]) -> str:
@@ -103,18 +113,27 @@ async def _describe(pool: Pool, ref: str) -> Snapshot:
         vbd = await pool.call("VBD.get_record", vbd_ref)
         if vbd["type"] != "Disk" or vbd["empty"]:
             continue
-        vdi = await pool.call("VDI.get_record", vbd["VDI"])
-        disks.append(
-            SnapshotDisk(
-                ref=vbd["VDI"],
-                uuid=vdi["uuid"],
-                live=vdi["snapshot_of"],
-                size=int(vdi["virtual_size"]),
-                cbt=bool(vdi.get("cbt_enabled", False)),
-                image_format=str(vdi["sm_config"].get("image-format", "")),
-            )
-        )
-    return Snapshot(ref, record["uuid"], tuple(disks))
+        disks.append(await _describe_disk(pool, vbd["VDI"]))
+    image = _memory_of(record)
+    return Snapshot(ref, record["uuid"], tuple(disks), await _describe_disk(pool, image) if image else None)
+
+
+async def _describe_disk(pool: Pool, ref: str) -> SnapshotDisk:
+    vdi = await pool.call("VDI.get_record", ref)
+    return SnapshotDisk(
+        ref=ref,
+        uuid=vdi["uuid"],
+        live=vdi["snapshot_of"],
+        size=int(vdi["virtual_size"]),
+        cbt=bool(vdi.get("cbt_enabled", False)),
+        image_format=str(vdi["sm_config"].get("image-format", "")),
+    )
+
+
+def _memory_of(vm: dict[str, Any]) -> str | None:
+    """The image (a ref) that a VM was suspended to."""
+    image = str(vm["suspend_VDI"])
+    return image if vm["power_state"] == "Suspended" and image != _NULL else None
 
 
 async def find(pool: Pool, owner: Owner, vm: str, uuid: str) -> Snapshot | None:
@@ -134,8 +153,15 @@ async def find(pool: Pool, owner: Owner, vm: str, uuid: str) -> Snapshot | None:
 async def remove(pool: Pool, snapshot: Snapshot) -> None:
     """Destroy a snapshot and the data of its disks. What is gone already counts as removed."""
     await destroy_vm(pool, snapshot.ref)
-    for disk in snapshot.disks:
+    for disk in (*snapshot.disks, *filter(None, [snapshot.memory])):
         await destroy_vdi(pool, disk.ref)
+
+
+async def drop_memory(pool: Pool, snapshot: Snapshot) -> None:
+    """Destroy the image of the memory; what stays is a snapshot like any other. VM.destroy would leave it behind."""
+    if snapshot.memory is not None:
+        await pool.run("VM.hard_shutdown", snapshot.ref)
+        await destroy_vdi(pool, snapshot.memory.ref)
 
 
 async def keep_metadata(pool: Pool, snapshot: Snapshot) -> None:
@@ -202,7 +228,7 @@ async def sweep(pool: Pool, owner: Owner, vm: str, keep: Collection[str]) -> lis
 
 
 async def _disks_of(pool: Pool, vm: dict[str, Any]) -> list[str]:
-    disks: list[str] = []
+    disks = [image for image in [_memory_of(vm)] if image]
     for vbd in vm["VBDs"]:
         try:
             disks.append(await pool.call("VBD.get_VDI", vbd))

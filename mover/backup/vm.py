@@ -6,11 +6,14 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+import msgspec
+
 from mover.backup import cbt, metadata, snapshot, xva
 from mover.backup.base import bases
 from mover.backup.copy import LiveDisk
 from mover.backup.guard import staying
 from mover.backup.hooks import around_snapshot
+from mover.backup.memory import copy_memory
 from mover.backup.session import Session
 from mover.events import Note
 from mover.history import samples
@@ -56,7 +59,10 @@ async def _snapshot_and_copy(
     cbt_reasons = await cbt.enable_cbt(session, vm) if by_cbt else {}
     taken, started = (left.taken, left.noted.created) if left else await _take(session, vm)
     session.unfinished.begin(vm.uuid, taken.uuid, started)
-    about = await _describe(session, vm)
+    about = await _describe(session, vm, taken)
+    if left and vm.backup.memory and taken.memory is None:
+        _warn(session, vm, "the run that was killed has left no memory to go on with: it is not part of this backup")
+    memory = await copy_memory(session, vm, taken)
     disks = _snapshotted(session, vm, taken)
     if by_cbt:
         done = await cbt.copy_disks(session, vm, disks, points, cbt_reasons, left and left.noted, keep_base=keep_base)
@@ -73,24 +79,25 @@ async def _snapshot_and_copy(
         strategy=vm.backup.strategy,
         snapshot_uuid=taken.uuid,
         metadata=await _put_metadata(session, vm, about, taken, ova_xml),
-        disks=done,
+        disks=[*done, *memory],
     ), taken
 
 
 async def _take(session: Session, vm: SelectedVm) -> tuple[snapshot.Snapshot, float]:
     """A new snapshot, and when it was taken (Unix time)."""
     async with around_snapshot(session, session.hooks, vm):
-        taken, unquiesced = await snapshot.take(
+        taken, refused = await snapshot.take(
             session.pool,
             vm.ref,
             session.owner.snapshot_name(session.run),
             session.owner.tags(vm=vm.uuid, run=session.run),
             [disk.vdi for disk in vm.excluded_disks],
             quiesce=vm.backup.quiesce,
+            memory=vm.backup.memory,
         )
     started = time.time()
-    if unquiesced:
-        _warn(session, vm, f"no quiesced snapshot ({unquiesced}): took a regular one")
+    for why in refused:
+        _warn(session, vm, f"{why}: took a regular one")
     return taken, started
 
 
@@ -105,8 +112,9 @@ def _warn(session: Session, vm: SelectedVm, message: str, disk: str | None = Non
     session.emit(Note(level="warning", vm=vm.uuid, disk=disk, message=message))
 
 
-async def _describe(session: Session, vm: SelectedVm) -> metadata.VmMetadata:
+async def _describe(session: Session, vm: SelectedVm, taken: snapshot.Snapshot) -> metadata.VmMetadata:
     about = await metadata.collect(session.pool, vm.ref)
+    about = msgspec.structs.replace(about, suspended=await metadata.suspended(session.pool, taken))
     if about.vtpms.keys() - about.vtpm_contents.keys():
         _warn(session, vm, "the TPM's contents are for the pool's root user only and are not in this backup")
     return about

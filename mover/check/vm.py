@@ -30,6 +30,16 @@ def check_vm(stock: Inventory, vm: SelectedVm, outlook: VmOutlook) -> Iterator[F
         yield Finding(
             level="warning", check="vm", vm=vm.name, what=f"it is being moved ({moving[0]})", fix="wait for its end"
         )
+    # A missing key counts as a restriction (xen-api ocaml/xapi-types/features.ml).
+    if vm.backup.memory and stock.pool.get("restrictions", {}).get("restrict_checkpoint") != "false":
+        yield Finding(
+            level="warning",
+            check="memory",
+            vm=vm.name,
+            what="the pool's licence seems not to allow snapshots with memory (restrict_checkpoint): its memory will "
+            "not be part of the backup",
+            fix="memory = false",
+        )
     if not vm.disks:
         yield Finding(level="warning", check="vm", vm=vm.name, what="it has no disk that would be backed up")
     for name in outlook.excluded:

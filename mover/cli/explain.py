@@ -33,6 +33,8 @@ def _show(vm: VmOutlook) -> None:
     for disk in vm.disks:
         for line in disk_lines(disk):
             show(f"  {line}")
+    if vm.memory:
+        show("  memory: taken along, and read in full")
     for name in vm.excluded:
         show(f"  disk {printable(name)}: left out by the job")
     for snapshot in vm.snapshots:

@@ -40,7 +40,10 @@ class DiskOutlook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmOutlook(msgspec.Struct, frozen=True, kw_only=True):
-    """What would become of a VM: `refused` says why it would fail; `last_point` is its newest restore point."""
+    """What would become of a VM: `refused` says why it would fail; `last_point` is its newest restore point.
+
+    `memory`: what it has there is taken along.
+    """
 
     uuid: str
     name: str
@@ -50,6 +53,7 @@ class VmOutlook(msgspec.Struct, frozen=True, kw_only=True):
     refused: str | None
     disks: list[DiskOutlook]
     excluded: list[str]
+    memory: bool
     snapshots: list[KeptSnapshot]
 
 

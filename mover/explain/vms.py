@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mover.backup.base import bases
+from mover.backup.snapshot import WITH_MEMORY
 from mover.backup.tags import Owner
 from mover.errors import StoreMissingError
 from mover.explain.outlook import DiskOutlook, VmOutlook, outlook, together
@@ -53,6 +54,7 @@ async def look_ahead(
         refused=_refused(vm, disks),
         disks=disks,
         excluded=[f"{disk.position} ({disk.name})" for disk in vm.excluded_disks],
+        memory=vm.backup.memory and vms.get(vm.ref, {}).get("power_state") in WITH_MEMORY,
         snapshots=snapshots_of(vm, owner, bases(points), vms, vbds, vdis),
     )
 

@@ -126,6 +126,12 @@ class BackupSection:
         "compared with the last restore point; a difference makes it a full",
     )
     quiesce: bool = key(flag, False, "try a quiesced snapshot first; a regular one is taken if that fails")
+    memory: bool = key(
+        flag,
+        False,
+        "take the memory of running VMs along (VM.checkpoint): they stand still while it is written, and are restored "
+        "as suspended; a regular snapshot is taken if that fails",
+    )
     keep_snapshot: str = key(
         choice("auto", "data", "metadata", "none"),
         "auto",

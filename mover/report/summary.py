@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from mover.events import AnyEvent, DiskFinished, DiskPlanned, Note, RunFinished, RunStarted, VmFinished, VmStarted
+from mover.store import MEMORY
 
 
 class VmSummary(msgspec.Struct, kw_only=True):
@@ -63,7 +64,7 @@ class Summary:
                 vm.changed += event.changed
                 vm.read += event.read
                 vm.stored += event.stored
-                vm.full_disks += event.mode == "full"
+                vm.full_disks += event.mode == "full" and event.disk != MEMORY
             case VmFinished():
                 vm = self._vm(event.vm)
                 vm.name, vm.outcome, vm.point = event.name, event.outcome, event.point

@@ -10,7 +10,7 @@ import msgspec
 
 from mover.failure import as_mover_error
 from mover.restore.difference import differences
-from mover.store import Point, PointDisk, Store
+from mover.store import MEMORY, Point, PointDisk, Store
 from protocol.arena import Arena
 from protocol.errors import ProtocolError, XapiError
 from protocol.extent import total
@@ -45,7 +45,11 @@ async def compare_with_pool(store: Store, point: Point, pool: Pool, transfers: T
     slot = max(_SLOT, store.chunk_size)
     arena = Arena(max(_SLOTS * _SLOT // slot, 2), slot)
     with ThreadPoolExecutor(os.cpu_count() or 2, "compare") as executor:
-        return [await _compare(store, point, disk, pool, transfers, arena, executor) for disk in point.record.disks]
+        return [
+            await _compare(store, point, disk, pool, transfers, arena, executor)
+            for disk in point.record.disks
+            if disk.position != MEMORY
+        ]
 
 
 async def _compare(

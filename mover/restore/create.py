@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mover.backup.metadata import VmMetadata
+from mover.backup.snapshot import destroy_vdi
 from mover.events import Emit, Note
 from mover.restore.disk_stream import import_disk
 from mover.restore.plan import Plan
 from mover.restore.undo import Made
-from mover.restore.vm_record import vbd_arguments, vdi_arguments, vif_arguments, vm_arguments
+from mover.restore.vm_record import suspended_arguments, vbd_arguments, vdi_arguments, vif_arguments, vm_arguments
 from mover.store import Point, PointDisk, Store
 from protocol.arena import Arena
 from protocol.errors import XapiError
@@ -20,17 +22,26 @@ from protocol.xapi import Pool, Transfers
 
 _SLOTS = 24
 _DISKS_AT_ONCE = 4
-_BLOCKED = ("start", "start_on")
+_BLOCKED = ("start", "start_on", "resume", "resume_on")
 
 
 async def create_vm(
     store: Store, point: Point, saved: VmMetadata, plan: Plan, pool: Pool, transfers: Transfers, made: Made, emit: Emit
 ) -> str:
     """Make the VM with its disks, interfaces and TPM; its ref. It cannot be started, and is not called as it should."""
-    vm = str(await pool.call("VM.create", vm_arguments(saved.vm, f"[restoring] {plan.name}", new_macs=plan.new_macs)))
-    made.vm = vm
+    image = await _make_image(saved, plan, pool, made)
+    vm = await _make_record(saved, plan, pool, made, image)
     await block_start(pool, vm)
-    await _make_disks(store, point, saved, plan, pool, transfers, vm, made, emit)
+    if image is not None and await pool.call("VM.get_power_state", vm) != "Suspended":
+        message = "the pool makes no suspended VMs of these records: the VM is restored without its memory"
+        emit(Note(level="warning", vm=point.record.vm_uuid, message=message))
+        await destroy_vdi(pool, image)
+        made.vdis.remove(image)
+        image = None
+    vdis = await _make_disks(saved, plan, pool, vm, made, point, emit)
+    if plan.memory is not None and image is not None:
+        vdis.append((plan.memory, image))
+    await _fill(store, point, vdis, transfers, emit)
     for vif in sorted(saved.vifs.values(), key=lambda vif: int(vif["device"])):
         arguments = vif_arguments(vif, vm, plan.networks[vif["network"]], new_mac=plan.new_macs)
         await pool.call("VIF.create", arguments)
@@ -45,19 +56,34 @@ async def block_start(pool: Pool, vm: str) -> None:
         await pool.call("VM.add_to_blocked_operations", vm, operation, "a restore is not finished")
 
 
+async def _make_record(saved: VmMetadata, plan: Plan, pool: Pool, made: Made, image: str | None) -> str:
+    """The VM without its devices (a ref): suspended if there is an `image` (a ref) of its memory and the pool can."""
+    arguments = vm_arguments(saved.vm, f"[restoring] {plan.name}", new_macs=plan.new_macs)
+    asleep = suspended_arguments(saved.suspended, image) if saved.suspended and image else {}
+    try:
+        made.vm = str(await pool.call("VM.create", arguments | asleep))
+    except XapiError as error:
+        if not asleep or error.code != "VM_BAD_POWER_STATE":
+            raise
+        made.vm = str(await pool.call("VM.create", arguments))
+    return made.vm
+
+
+async def _make_image(saved: VmMetadata, plan: Plan, pool: Pool, made: Made) -> str | None:
+    """What the VM's memory goes into (a ref), if the restore has it: a VM is suspended from the start or never."""
+    if plan.memory is None or saved.suspended is None:
+        return None
+    arguments = vdi_arguments(saved.suspended.vdi, plan.srs[plan.memory.vdi_uuid], plan.memory.size)
+    image = str(await pool.call("VDI.create", arguments | {"type": "suspend"}))
+    made.vdis.append(image)
+    return image
+
+
 async def _make_disks(
-    store: Store,
-    point: Point,
-    saved: VmMetadata,
-    plan: Plan,
-    pool: Pool,
-    transfers: Transfers,
-    vm: str,
-    made: Made,
-    emit: Emit,
-) -> dict[str, str]:
+    saved: VmMetadata, plan: Plan, pool: Pool, vm: str, made: Made, point: Point, emit: Emit
+) -> list[tuple[PointDisk, str]]:
     by_uuid = {disk.vdi_uuid: disk for disk in plan.disks}
-    vdis: dict[str, str] = {}
+    vdis: list[tuple[PointDisk, str]] = []
     for vbd in sorted(saved.vbds.values(), key=lambda vbd: int(vbd["userdevice"])):
         if vbd["type"] == "CD":
             await pool.call("VBD.create", vbd_arguments(vbd, vm, None))
@@ -77,7 +103,14 @@ async def _make_disks(
         vdi = await pool.call("VDI.create", vdi_arguments(vdi_record, plan.srs[disk.vdi_uuid], disk.size))
         made.vdis.append(vdi)
         await pool.call("VBD.create", vbd_arguments(vbd, vm, vdi))
-        vdis[disk.position] = vdi
+        vdis.append((disk, vdi))
+    return vdis
+
+
+async def _fill(
+    store: Store, point: Point, vdis: Sequence[tuple[PointDisk, str]], transfers: Transfers, emit: Emit
+) -> None:
+    """Write the content of each disk into its VDI (a ref), several at once."""
     arena = Arena(_SLOTS)
     room = asyncio.Semaphore(_DISKS_AT_ONCE)
     with ThreadPoolExecutor(max(os.cpu_count() or 2, store.readers), "restore") as executor:
@@ -87,10 +120,8 @@ async def _make_disks(
                 await import_disk(store, point, disk, transfers, vdi, arena, executor, emit)
 
         async with task_group() as group:
-            for disk in plan.disks:
-                if disk.position in vdis:
-                    group.create_task(fill(disk, vdis[disk.position]))
-    return vdis
+            for disk, vdi in vdis:
+                group.create_task(fill(disk, vdi))
 
 
 async def _make_vtpms(pool: Pool, saved: VmMetadata, vm: str, emit: Emit) -> None:

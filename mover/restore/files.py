@@ -16,7 +16,7 @@ from uuid import UUID
 
 from mover.backup.metadata import decode, encode
 from mover.errors import NotFoundError, StoreDamagedError, TargetError, UsageError
-from mover.events import Emit
+from mover.events import Emit, Note
 from mover.restore.choice import choose_disks
 from mover.restore.fill import Holds, fill, is_filled
 from mover.restore.layout import DiskContent, Layout, raw_layout, vhd_layout
@@ -24,7 +24,7 @@ from mover.restore.ova import describe
 from mover.restore.progress import RestoreProgress
 from mover.restore.xva import Content
 from mover.restore.xva_layout import xva_layout
-from mover.store import Point, PointDisk, Store
+from mover.store import MEMORY, Point, PointDisk, Store
 from mover.units import format_size
 from protocol.arena import Arena
 from protocol.extent import total
@@ -163,6 +163,10 @@ async def _restore_vm(work: _Work, disks: Sequence[PointDisk], path: Path) -> No
     if not point.record.metadata:
         raise NotFoundError(f"the point {point.id} has no metadata to make an XVA of", "--format raw needs none")
     saved = decode(work.store.get_blob(point.record.metadata))
+    if any(disk.position == MEMORY for disk in disks):
+        message = "an XVA of a VM that is off has no memory; --format raw has it"
+        work.emit(Note(level="warning", vm=point.record.vm_uuid, message=message))
+        disks = [disk for disk in disks if disk.position != MEMORY]
     ova, ids = describe(saved, disks, point.record.vm_name)
     contents = {ids[disk.position]: await in_thread(work.executor, _content, work.store, disk) for disk in disks}
     layout, content, data = await in_thread(work.executor, xva_layout, ova, contents)

@@ -11,7 +11,7 @@ from mover.restore.choice import choose_disks
 from mover.restore.networks import match_networks
 from mover.restore.options import RestoreOptions
 from mover.restore.vm_record import NULL, Record
-from mover.store import Point, PointDisk
+from mover.store import MEMORY, Point, PointDisk
 from protocol.errors import XapiError
 from protocol.xapi import Pool
 
@@ -29,11 +29,14 @@ class Plan:
     networks: dict[str, str]
     srs: dict[str, str]
     disks: list[PointDisk]
+    memory: PointDisk | None = None
 
 
 async def plan_restore(point: Point, saved: VmMetadata, pool: Pool, options: RestoreOptions) -> Plan:
     """Look at the pool and decide. Raises `NotFoundError` for networks, SRs or disks that do not exist."""
-    disks = choose_disks(point, options.disks)
+    chosen = choose_disks(point, options.disks)
+    disks = [disk for disk in chosen if disk.position != MEMORY]
+    memory = next((disk for disk in chosen if disk.position == MEMORY), None)
     present = await _vm_is_present(pool, point.record.vm_uuid)
     new_macs = present if options.new_macs is None else options.new_macs
     name = options.name or point.record.vm_name
@@ -47,7 +50,8 @@ async def plan_restore(point: Point, saved: VmMetadata, pool: Pool, options: Res
         await pool.call("PIF.get_all_records"),
         options.networks,
     )
-    return Plan(name, present, new_macs, networks, await choose_srs(saved, pool, disks, options.sr), disks)
+    srs = await choose_srs(saved, pool, chosen, options.sr)
+    return Plan(name, present, new_macs, networks, srs, disks, memory)
 
 
 async def _vm_is_present(pool: Pool, uuid: str) -> bool:
@@ -85,4 +89,6 @@ async def choose_srs(saved: VmMetadata, pool: Pool, disks: list[PointDisk], want
 
 
 def _saved_vdi(saved: VmMetadata, disk: PointDisk) -> Record:
+    if disk.position == MEMORY and saved.suspended is not None:
+        return saved.suspended.vdi
     return next((vdi for vdi in saved.vdis.values() if vdi["uuid"] == disk.vdi_uuid), {})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mover.backup.metadata import VmMetadata, decode
-from mover.events import Emit
+from mover.events import Emit, Note
 from mover.restore.create import create_vm
 from mover.restore.import_vm import disks_by_position, import_vm
 from mover.restore.options import RestoreOptions, Via
@@ -38,7 +38,11 @@ async def restore_to_pool(
     """
     saved = decode(store.get_blob(point.record.metadata))
     plan = await plan_restore(point, saved, pool, options)
-    via = options.via or _usual(point)
+    via = options.via or _usual(point, plan)
+    if plan.memory is not None and (via != "api" or options.template):
+        why = "a template has none" if options.template else f"the way {via} cannot carry it; --via api does"
+        emit(Note(level="warning", vm=point.record.vm_uuid, message=f"the VM's memory is not restored: {why}"))
+        plan = replace(plan, memory=None)
     async with undone_on_failure(pool, emit, keep=options.keep_partial) as made:
         if via == "api":
             vm = await create_vm(store, point, saved, plan, pool, transfers, made, emit)
@@ -48,9 +52,9 @@ async def restore_to_pool(
     return RestoredVm(vm, await pool.call("VM.get_uuid", vm), plan.name, await disks_by_position(pool, vm))
 
 
-def _usual(point: Point) -> Via:
-    """The way back is that of the backup."""
-    return "xva" if point.record.strategy == "xva" else "api"
+def _usual(point: Point, plan: Plan) -> Via:
+    """The way back is that of the backup, unless that cannot carry memory."""
+    return "xva" if point.record.strategy == "xva" and plan.memory is None else "api"
 
 
 async def _finish(pool: Pool, saved: VmMetadata, plan: Plan, vm: str, *, template: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mover.backup.metadata import SuspendedVm
 from mover.backup.tags import without_tags
 
 Record = dict[str, Any]
@@ -94,6 +95,16 @@ def vm_arguments(saved: Record, name: str, *, new_macs: bool) -> Record:
         "affinity": NULL,
         "ha_always_run": False,
         "ha_restart_priority": "",
+    }
+
+
+def suspended_arguments(suspended: SuspendedVm, image: str) -> Record:
+    """What the argument of VM.create has besides, if the VM is to be a suspended one; `image` is a VDI (a ref)."""
+    return {
+        "power_state": "Suspended",
+        "suspend_VDI": image,
+        "last_booted_record": suspended.last_booted_record,
+        "last_boot_CPU_flags": suspended.last_boot_CPU_flags,
     }
 
 

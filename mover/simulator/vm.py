@@ -6,13 +6,14 @@ Source: xen-api ocaml/xapi/xapi_vm.ml, xapi_vm_helpers.ml, ocaml/idl/datamodel_v
 from __future__ import annotations
 
 import uuid as uuids
+from contextlib import suppress
 
 from mover.simulator.context import Context
 from mover.simulator.failure import Failure
 from mover.simulator.pool import Pool
 from mover.simulator.signature import call
 from mover.simulator.values import NULL, Record
-from mover.simulator.vdi import constructor_fields
+from mover.simulator.vdi import constructor_fields, destroy_disk
 from mover.simulator.vm_rules import assert_allowed
 
 # Accepted by the constructor and dropped: they are set afterwards or never.
@@ -117,6 +118,15 @@ class VmCalls:
             assert_allowed(self._database, vm, operation)
             halt(self._pool, vm)
 
+    @call("VM.resume(vm: VM ref, start_paused: bool, force: bool) -> void", errors="VM_BAD_POWER_STATE VM_IS_TEMPLATE")
+    async def resume(self, context: Context, vm: str, start_paused: bool, force: bool) -> None:
+        """The VM runs on from its memory, which is destroyed."""
+        image = self._database.get("VM", vm)["suspend_VDI"]
+        await self._start(context, vm, self._pool.master.ref, start_paused, "resume")
+        self._database.update("VM", vm, suspend_VDI=NULL)
+        if self._database.exists("VDI", image):
+            destroy_disk(self._pool, image)
+
     @call("VM.pause(vm: VM ref) -> void", errors="VM_BAD_POWER_STATE VM_IS_TEMPLATE")
     def pause(self, context: Context, vm: str) -> None:
         assert_allowed(self._database, vm, "pause")
@@ -217,7 +227,11 @@ def halt(pool: Pool, vm: str) -> None:
         pool.plug(vbd, False)
     for vif in record["VIFs"]:
         pool.database.update("VIF", vif, currently_attached=False)
-    pool.database.update("VM", vm, power_state="Halted", resident_on=NULL, domid=-1)
+    if pool.database.exists("VDI", record["suspend_VDI"]):
+        # Whether or not that works, it is forgotten about.
+        with suppress(Failure):
+            destroy_disk(pool, record["suspend_VDI"])
+    pool.database.update("VM", vm, power_state="Halted", resident_on=NULL, domid=-1, suspend_VDI=NULL)
 
 
 def destroy_vm(pool: Pool, vm: str) -> None:

@@ -17,7 +17,7 @@ _IN_STATE = {
     "Running": "snapshot checkpoint snapshot_with_quiesce pause clean_shutdown hard_shutdown clean_reboot hard_reboot "
     "suspend pool_migrate migrate_send metadata_export changing_dynamic_range",
     "Paused": "snapshot checkpoint unpause hard_shutdown hard_reboot metadata_export",
-    "Suspended": "snapshot checkpoint resume resume_on hard_shutdown copy export metadata_export",
+    "Suspended": "snapshot checkpoint resume resume_on hard_shutdown copy export metadata_export destroy migrate_send",
 }
 _ALWAYS = frozenset({"update_allowed_operations", "assert_operation_valid"})
 

@@ -5,6 +5,7 @@ Source: xen-api ocaml/xapi/xapi_vm_snapshot.ml, xapi_vm_clone.ml, ocaml/idl/data
 
 from __future__ import annotations
 
+import random
 import uuid as uuids
 from collections.abc import Callable
 
@@ -107,13 +108,23 @@ class VmCopyCalls:
         errors="VM_BAD_POWER_STATE OPERATION_NOT_ALLOWED LICENCE_RESTRICTION",
     )
     async def checkpoint(self, context: Context, vm: str, new_name: str) -> str:
-        """A snapshot with memory, of a VM that has some."""
+        """A snapshot with memory, of a VM that has some. One that is paused is taken without."""
         pool = self._pool
-        assert_allowed(pool.database, vm, "checkpoint")
+        record = assert_allowed(pool.database, vm, "checkpoint")
+        if (
+            pool.database.get("pool", pool.database.refs("pool")[0])["restrictions"].get("restrict_checkpoint")
+            != "false"
+        ):
+            raise Failure("LICENCE_RESTRICTION", "Checkpoint")
         async with pool.busy.hold(context, "VM", vm, "checkpoint"):
-            image = suspend_image(pool, vm)
+            image = NULL if record["power_state"] == "Paused" else suspend_image(pool, vm)
             snapshot = copy_vm(pool, vm, new_name, snapshot_disk, [], _snapshot_fields(pool, vm, False))
-            pool.database.update("VM", snapshot, power_state="Suspended", suspend_VDI=image)
+            if image != NULL:
+                booted = {
+                    "last_booted_record": record["last_booted_record"] or _metadata(record),
+                    "last_boot_CPU_flags": dict(record["last_boot_CPU_flags"]) or {"vendor": "GenuineIntel"},
+                }
+                pool.database.update("VM", snapshot, power_state="Suspended", suspend_VDI=image, **booted)
             return snapshot
 
     @call("VM.revert(snapshot: VM ref) -> void", errors="VM_BAD_POWER_STATE OPERATION_NOT_ALLOWED VM_REVERT_FAILED")
@@ -230,7 +241,7 @@ def _copy_interfaces(pool: Pool, record: Record, copy: str) -> None:
 
 
 def suspend_image(pool: Pool, vm: str) -> str:
-    """A VDI for the memory of a VM, in the SR of its first disk."""
+    """A snapshot of a VDI with the memory of a VM, in the SR of its first disk; what it was taken of is gone."""
     record = pool.database.get("VM", vm)
     disks = [vbd for _, vbd in _disks(pool, record, []) if not vbd["empty"]]
     if not disks:
@@ -238,10 +249,13 @@ def suspend_image(pool: Pool, vm: str) -> str:
     sr = pool.database.get("VDI", disks[0]["VDI"])["SR"]
     uuid = str(uuids.uuid4())
     storage(lambda: pool.disks.create(uuid, _SUSPEND_IMAGE))
+    storage(lambda: pool.disks.write(uuid, 0, random.Random(uuid).randbytes(_SUSPEND_IMAGE // 2)))
     fields = {
         "SR": sr,
         "virtual_size": _SUSPEND_IMAGE,
         "type": "suspend",
+        "is_a_snapshot": True,
+        "snapshot_time": now(),
         "name_label": "Suspend image",
         "location": uuid,
     }

@@ -6,7 +6,7 @@ The format is described byte by byte in docs/FORMAT.md.
 from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.names import PartialName
 from mover.store.partial import PartialDisk, PartialRun, PartialVm
-from mover.store.point import CopiedFrom, Point, PointDisk, PointRecord
+from mover.store.point import MEMORY, CopiedFrom, Point, PointDisk, PointRecord
 from mover.store.prune import Patience, PruneReport
 from mover.store.reader import DiskReader
 from mover.store.repair import Loss, RepairReport
@@ -18,6 +18,7 @@ from mover.store.verify import Damage
 from mover.store.writer import Writer
 
 __all__ = [
+    "MEMORY",
     "Begun",
     "CopiedFrom",
     "Cost",

@@ -15,6 +15,8 @@ FORMAT = 1
 MAX_LENGTH = 1 << 20
 # What stands under a writer's next commit number once a prune has given the writer up.
 FENCE = b"FENCE\n"
+# The position, among a point's disks, of what the VM had in memory.
+MEMORY = "memory"
 
 
 class BadPointError(Exception):

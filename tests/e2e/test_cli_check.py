@@ -132,6 +132,14 @@ async def test_an_sr_without_cbt_and_a_licence_without(tmp_path: Path):
         assert "LICENCE_RESTRICTION" in of(findings, "licence")[0].what
 
 
+async def test_a_licence_without_memory(tmp_path: Path):
+    async with site(tmp_path, Options(restrictions={"restrict_checkpoint": "true"})) as here:
+        here.simulator.make_vm("web", [4 * MiB])
+        (found,) = only(await look(here, "[backup]\nmemory = true\n"), "memory")
+        assert (found.vm, "restrict_checkpoint" in found.what) == ("web", True)
+        assert only(await look(here)) == []
+
+
 async def test_a_release_before_cbt(tmp_path: Path):
     async with site(tmp_path, Options(release=XENSERVER_7_1)) as here:
         here.simulator.make_vm("web", [4 * MiB])

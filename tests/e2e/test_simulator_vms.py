@@ -177,7 +177,7 @@ async def test_blocked_operations(pool: SmallPool) -> None:
 
 async def test_power_states(pool: SmallPool) -> None:
     await refused(pool.call("VM.start", pool.vm, False, False), "VM_BAD_POWER_STATE", pool.vm, "halted", "running")
-    await refused(pool.call("VM.destroy", pool.vm), "VM_BAD_POWER_STATE", pool.vm, "halted", "running")
+    await refused(pool.call("VM.destroy", pool.vm), "VM_BAD_POWER_STATE", pool.vm, "halted, suspended", "running")
     await pool.call("VM.clean_shutdown", pool.vm)
     assert await pool.call("VM.get_resident_on", pool.vm) == NULL
     await pool.call("VM.start", pool.vm, False, False)

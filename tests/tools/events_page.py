@@ -88,6 +88,7 @@ _FIELDS = {
     "fix": "what to do about it, a command where there is one",
     "last_point": "id of the VM's newest restore point",
     "refused": "why the run would fail",
+    "memory": "whether what the VM has in memory would be taken along",
     "excluded": "disks that the job leaves out",
     "snapshots": "the snapshots of the VM on the pool, oldest first",
     "position": "the disk's position",
