@@ -134,6 +134,13 @@ class MigratingError(MoverError):
     transient = True
 
 
+class UnfitStorageError(MoverError):
+    """The storage of a VM is in no state for a snapshot: its chain is too long, or its SR is full."""
+
+    exit_code = 27
+    transient = True
+
+
 class TargetError(MoverError):
     """The files of a restore cannot be written."""
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mover.backup.guard import release_left
+from mover.backup.records import PoolRecords, read_records
 from mover.backup.session import Session
 from mover.backup.tags import Owner
 from mover.backup.unfinished import Unfinished, noting_down
@@ -23,7 +24,8 @@ from mover.backup.vm import back_up_vm
 from mover.errors import JobError, MoverError, NotFoundError, StoreMissingError, UsageError
 from mover.events import AnyEvent, DiskFinished, Emit, Note, Outcome, RunFinished, RunStarted, VmFinished, VmStarted
 from mover.failure import as_mover_error
-from mover.job import Job, PoolSection, Records, ScheduleSection, SelectedVm, read_secret, select_vms
+from mover.history import by_vm
+from mover.job import Job, PoolSection, ScheduleSection, SelectedVm, read_secret, select_vms
 from mover.lock import run_lock
 from mover.pipeline.pace import Pace
 from mover.retention import has_policy, to_forget
@@ -87,11 +89,12 @@ async def run_job(
     with run_lock(job.name):
         store = _open_or_create(job, totals)
         async with join_pool(job.pool) as (pool, transfers):
-            selected = [with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms, totals)]
+            records = await read_records(pool)
+            selected = [with_mode(vm, chosen, full=full) for vm in _select(job, records, vms, totals)]
             names = [vm.name for vm in selected]
             totals(RunStarted(run=run, job=job.name, schedule=schedule, action="backup", vms=names))
             with store.writer() as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
-                session = _session(job, run, schedule, pool, transfers, store, writer, executor, totals)
+                session = _session(job, run, schedule, pool, transfers, store, writer, executor, records, totals)
                 async with _signs_of_life(writer), noting_down(session.unfinished, job.limits.note_every):
                     result = RunResult(run, tuple(await _all_vms(session, job, selected)))
         if result.exit_code == 0 and has_policy(job.retention):
@@ -115,7 +118,8 @@ async def plan_run(
     """The VMs that a run would back up, and how, without doing anything. Raises as `run_job` does."""
     chosen = chosen_schedule(job, schedule)
     async with join_pool(job.pool) as (pool, _):
-        return [with_mode(vm, chosen, full=full) for vm in await _select(job, pool, vms, lambda event: None)]
+        selected = _select(job, await read_records(pool), vms, lambda event: None)
+    return [with_mode(vm, chosen, full=full) for vm in selected]
 
 
 class _Totals:
@@ -222,23 +226,20 @@ async def join_pool(section: PoolSection) -> AsyncIterator[tuple[Pool, Transfers
         raise as_mover_error(error) or error from error
 
 
-async def _select(job: Job, pool: Pool, wanted: Sequence[str], emit: Emit) -> list[SelectedVm]:
-    records = [await pool.call(f"{kind}.get_all_records") for kind in ("VM", "VBD", "VDI")]
+def _select(job: Job, records: PoolRecords, wanted: Sequence[str], emit: Emit) -> list[SelectedVm]:
     return selected_of(job, records, wanted, lambda message: emit(Note(level="warning", message=message)))
 
 
-def selected_of(
-    job: Job, records: Sequence[Records], wanted: Sequence[str], warn: Callable[[str], None]
-) -> list[SelectedVm]:
+def selected_of(job: Job, records: PoolRecords, wanted: Sequence[str], warn: Callable[[str], None]) -> list[SelectedVm]:
     """Those of the VMs that `job` selects which are `wanted` (names or UUIDs; none: all of them).
 
-    `records` are those of VM, VBD and VDI. Raises `NotFoundError` if there are none.
+    Raises `NotFoundError` if there are none.
     """
-    vms, vbds, vdis = records
-    selected = select_vms(job, vms, vbds, vdis)
+    selected = select_vms(job, records.vms, records.vbds, records.vdis)
     for number, selector in enumerate(job.vms):
         # A tag that was renamed must not silently end the backups of what had it.
-        if selected and not select_vms(dataclasses.replace(job, vms=(selector,)), vms, vbds, vdis):
+        alone = dataclasses.replace(job, vms=(selector,))
+        if selected and not select_vms(alone, records.vms, records.vbds, records.vdis):
             warn(f"the selector vms[{number}] of the job selects no VM")
     if not selected:
         raise NotFoundError(f"the job {job.name} selects no VM of the pool", "check [[vms]] and [exclude]")
@@ -258,8 +259,13 @@ def _session(
     store: Store,
     writer: Writer,
     executor: Executor,
+    records: PoolRecords,
     emit: Emit,
 ) -> Session:
+    readable, damaged = store.readable_points()
+    for damage in damaged:
+        message = f"the restore point {damage.object} is damaged ({damage.reason}): run mover verify"
+        emit(Note(level="warning", message=message))
     return Session(
         run=run,
         job=job.name,
@@ -278,6 +284,8 @@ def _session(
         nbd_connections=job.limits.nbd_connections,
         merge_gaps=job.limits.merge_gaps,
         hooks=job.hooks,
+        records=records,
+        points=by_vm(readable),
         lost=store.lost_roots(),
         unfinished=Unfinished(store, writer, job.name, run),
         secret_variables=job.secret_variables | {PASSPHRASE_VARIABLE},

@@ -51,7 +51,7 @@ async def staying(session: Session, vm: SelectedVm) -> AsyncIterator[None]:
 
 async def release_left(session: Session) -> None:
     """Release what earlier runs of this job, that were killed, have left blocked on any VM. Raises `XapiError`."""
-    for ref, record in (await session.pool.call("VM.get_all_records")).items():
+    for ref, record in session.records.vms.items():
         if any(session.owner.blocked(reason) for reason in record["blocked_operations"].values()):
             await _release(session, ref)
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mover.backup.records import PoolRecords
 from mover.backup.tags import Owner
 from mover.backup.unfinished import Unfinished
 from mover.events import Emit
 from mover.job import HooksSection
 from mover.pipeline.pace import Pace
-from mover.store import Store, Writer
+from mover.store import Point, Store, Writer
 from protocol.arena import Arena
 from protocol.nbd import Budget, Observed
 from protocol.tasks import in_thread
@@ -26,7 +27,8 @@ T = TypeVar("T")
 class Session:
     """One run: the pool and the store it joins, and the bounded resources all its disks draw on.
 
-    `lost` are the roots of disks of which the store has lost a part, `unfinished` is for going on after a kill.
+    `records` are the pool's, and `points` the VMs' restore points (oldest first, by UUID), when the run began. `lost`
+    are the roots of disks of which the store has lost a part, `unfinished` is for going on after a kill.
     """
 
     run: str
@@ -48,6 +50,8 @@ class Session:
     hooks: HooksSection
     secret_variables: frozenset[str]
     lost: frozenset[bytes]
+    records: PoolRecords
+    points: Mapping[str, Sequence[Point]]
     unfinished: Unfinished
     emit: Emit
 

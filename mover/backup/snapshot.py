@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mover.backup.records import PoolRecords
 from mover.backup.tags import Owner, as_ours
 from protocol.errors import XapiError
 from protocol.xapi import Pool
@@ -164,14 +165,24 @@ async def drop_memory(pool: Pool, snapshot: Snapshot) -> None:
         await destroy_vdi(pool, snapshot.memory.ref)
 
 
-async def keep_metadata(pool: Pool, snapshot: Snapshot) -> None:
-    """Keep only the CBT logs of a snapshot: its VM and data are destroyed, tracked disks become `cbt_metadata`."""
-    await destroy_vm(pool, snapshot.ref)
+async def keep_only(pool: Pool, snapshot: Snapshot, keep: Collection[str], *, data: bool) -> None:
+    """Remove of a snapshot all but the disks with UUIDs in `keep`.
+
+    Without `data`, only the CBT logs of these stay: the snapshot VM goes, and tracked disks become `cbt_metadata`.
+    """
+    kept = [disk for disk in snapshot.disks if disk.uuid in keep]
+    if not kept:
+        await remove(pool, snapshot)
+        return
+    if not data:
+        await destroy_vm(pool, snapshot.ref)
     for disk in snapshot.disks:
-        if disk.cbt:
-            await _while_in_use(pool, "VDI.data_destroy", disk.ref)
-        else:
+        if disk not in kept or not (data or disk.cbt):
             await destroy_vdi(pool, disk.ref)
+        elif not data:
+            await _while_in_use(pool, "VDI.data_destroy", disk.ref)
+    if snapshot.memory is not None:
+        await destroy_vdi(pool, snapshot.memory.ref)
 
 
 async def destroy_vm(pool: Pool, ref: str) -> None:
@@ -199,40 +210,28 @@ async def _while_in_use(pool: Pool, call: str, ref: str) -> None:
         wait = min(wait * 1.5, _IN_USE_LONGEST_WAIT)
 
 
-async def sweep(pool: Pool, owner: Owner, vm: str, keep: Collection[str]) -> list[str]:
-    """Remove every snapshot of the VM with UUID `vm` that `owner` made, but the VDIs with UUIDs in `keep`.
+async def sweep(pool: Pool, owner: Owner, vm: str, keep: Collection[str], records: PoolRecords) -> None:
+    """Remove every snapshot of the VM with UUID `vm` in `records` that `owner` made, but the VDIs with UUIDs in `keep`.
 
-    A snapshot VM stays as long as one of its disks does. Returns the UUIDs of the VDIs that were removed.
+    A snapshot VM stays as long as one of its disks does.
     """
-    vdis: dict[str, dict[str, Any]] = await pool.call("VDI.get_all_records")
-    vms: dict[str, dict[str, Any]] = await pool.call("VM.get_all_records")
     stale = {
         ref
-        for ref, record in vdis.items()
+        for ref, record in records.vdis.items()
         if record["is_a_snapshot"] and owner.owns(record["other_config"], vm) and record["uuid"] not in keep
     }
-    for ref, record in vms.items():
-        live = vms.get(record["snapshot_of"], {}).get("uuid")
-        named = live == vm and owner.named(record["name_label"])
-        if not record["is_a_snapshot"] or not (named or owner.owns(record["other_config"], vm)):
+    for ref, record in records.vms.items():
+        if not record["is_a_snapshot"]:
             continue
-        disks = [disk for disk in await _disks_of(pool, record) if disk in vdis and vdis[disk]["is_a_snapshot"]]
-        if any(vdis[disk]["uuid"] in keep for disk in disks):
+        live = records.vms.get(record["snapshot_of"], {}).get("uuid")
+        named = live == vm and owner.named(record["name_label"])
+        if not (named or owner.owns(record["other_config"], vm)):
+            continue
+        disks = [disk for disk in records.disks_of(record) if records.vdis[disk]["is_a_snapshot"]]
+        if any(records.vdis[disk]["uuid"] in keep for disk in disks):
             continue
         await destroy_vm(pool, ref)
         # Killed between the snapshot and its tags, a run leaves disks that only their VM's name tells as ours.
         stale.update(disks)
     for ref in stale:
         await destroy_vdi(pool, ref)
-    return [vdis[ref]["uuid"] for ref in stale]
-
-
-async def _disks_of(pool: Pool, vm: dict[str, Any]) -> list[str]:
-    disks = [image for image in [_memory_of(vm)] if image]
-    for vbd in vm["VBDs"]:
-        try:
-            disks.append(await pool.call("VBD.get_VDI", vbd))
-        except XapiError as error:
-            if error.code not in _GONE:
-                raise
-    return disks

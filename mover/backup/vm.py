@@ -12,8 +12,10 @@ from mover.backup import cbt, metadata, snapshot, xva
 from mover.backup.base import bases
 from mover.backup.copy import LiveDisk
 from mover.backup.guard import staying
+from mover.backup.health import require_fit_storage
 from mover.backup.hooks import around_snapshot
 from mover.backup.memory import copy_memory
+from mover.backup.records import read_records
 from mover.backup.session import Session
 from mover.events import Note
 from mover.history import samples
@@ -33,13 +35,10 @@ async def back_up_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> st
 
 
 async def _back_up(session: Session, vm: SelectedVm, *, keep_base: bool) -> str:
-    readable, damaged = session.store.readable_points()
-    for damage in damaged:
-        _warn(session, vm, f"the restore point {damage.object} is damaged ({damage.reason}): run mover verify")
-    points = [point for point in readable if point.record.vm_uuid == vm.uuid]
+    points = session.points.get(vm.uuid, [])
     left = await cbt.left_to_go_on(session, vm, points) if vm.backup.strategy == "cbt" else None
     spared = {disk.uuid for disk in left.taken.disks} if left else set()
-    await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points) | spared)
+    await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points) | spared, session.records)
     try:
         record, taken = await _snapshot_and_copy(session, vm, points, left, keep_base=keep_base)
         point = await session.in_thread(lambda: session.writer.commit(record))
@@ -84,7 +83,8 @@ async def _snapshot_and_copy(
 
 
 async def _take(session: Session, vm: SelectedVm) -> tuple[snapshot.Snapshot, float]:
-    """A new snapshot, and when it was taken (Unix time)."""
+    """A new snapshot, and when it was taken (Unix time). Raises `UnfitStorageError`, `HookError`, `XapiError`."""
+    await require_fit_storage(session, vm)
     async with around_snapshot(session, session.hooks, vm):
         taken, refused = await snapshot.take(
             session.pool,
@@ -158,11 +158,8 @@ async def _settle(session: Session, vm: SelectedVm, taken: snapshot.Snapshot, re
     """After the commit: keep the new base if one is wanted, remove what it replaces. Failing here loses nothing."""
     keep = {uuid for disk in record.disks if (uuid := disk.snapshot_uuid or disk.base_snapshot)}
     try:
-        if not keep:
-            await snapshot.remove(session.pool, taken)
-        elif vm.backup.keep_snapshot == "metadata":
-            await snapshot.keep_metadata(session.pool, taken)
-        await snapshot.sweep(session.pool, session.owner, vm.uuid, keep)
+        await snapshot.keep_only(session.pool, taken, keep, data=vm.backup.keep_snapshot != "metadata")
+        await snapshot.sweep(session.pool, session.owner, vm.uuid, keep, session.records)
     except ProtocolError as error:
         _warn(session, vm, f"an old snapshot could not be removed and will be swept by the next run: {error}")
 
@@ -171,7 +168,9 @@ async def _clean_up(session: Session, vm: SelectedVm, points: Sequence[Point]) -
     """After a failure or an interruption: remove what no point records. What cannot be removed, the next run sweeps."""
     try:
         async with asyncio.timeout(_CLEAN_UP_TIMEOUT):
-            await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points))
+            # Read anew: what failed may have made what nobody was told of.
+            records = await read_records(session.pool)
+            await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points), records)
         session.unfinished.end(vm.uuid)
     except (ProtocolError, TimeoutError) as error:
         _warn(session, vm, f"the snapshot could not be removed and will be swept by the next run: {error}")

@@ -6,19 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from mover.backup.health import CHAIN_LIMIT, LONG_CHAIN, chain_of, room_in
 from mover.check.finding import Finding, Level
 from mover.check.inventory import Inventory
 from mover.explain import DiskOutlook
 from mover.job import SelectedDisk, SelectedVm
 from mover.job.select import Record
-from mover.units import GiB, format_size
-
-# The storage manager takes no snapshot of a chain of 30 (SR_BACKEND_FAILURE_109; sm libs/sm/vhdutil.py).
-CHAIN_LIMIT = 30
-_LONG_CHAIN = 20
-# On these a snapshot takes the disk's whole size at once (thick provisioning).
-_THICK = frozenset({"lvm", "lvmoiscsi", "lvmohba", "lvmofcoe"})
-_TIGHT = 10 * GiB
+from mover.units import format_size
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ def check_disk(stock: Inventory, vm: SelectedVm, disk: SelectedDisk, outlook: Di
     if vm.backup.strategy == "cbt":
         yield from _tracking(says, stock, record, sr)
         yield from _way(says, stock, record)
-    yield from _chain(says, stock, disk.vdi, record)
+    yield from _chain(says, stock, disk.vdi)
     yield _outlook(says, outlook)
 
 
@@ -54,18 +48,16 @@ def _storage(says: _Says, stock: Inventory, vdi: Record, sr: Record, disk: Selec
         yield says("error", "sr", "the disk is sharable: the pool takes no snapshot of it", _leave_out(disk))
     if "vdi_snapshot" not in sr.get("allowed_operations", ["vdi_snapshot"]):
         yield says("error", "sr", f"the SR {name} ({sr.get('type')}) cannot take snapshots", _leave_out(disk))
-    size, used = int(sr.get("physical_size", -1)), int(sr.get("physical_utilisation", -1))
-    if size > 0 and used >= 0:
-        free = size - used
-        needed = disk.size if sr.get("type") in _THICK else min(_TIGHT, size // 10)
-        if free < needed:
-            yield says(
-                "warning",
-                "sr",
-                f"the SR {name} has {format_size(max(free, 0))} free; a snapshot wants {format_size(needed)}, or fails "
-                "with SR_BACKEND_FAILURE_44",
-                "make room there, or delete snapshots and let the SR coalesce",
-            )
+    room = room_in(sr, disk.size)
+    if room is not None and room.free < max(room.wanted, room.none):
+        refused = " and the run refuses to take one" if room.free < room.none else ""
+        yield says(
+            "error" if refused else "warning",
+            "sr",
+            f"the SR {name} has {format_size(room.free)} free; a snapshot wants {format_size(room.wanted)}, or fails "
+            f"with SR_BACKEND_FAILURE_44{refused}",
+            "make room there, or delete snapshots and let the SR coalesce",
+        )
 
 
 def _tracking(says: _Says, stock: Inventory, vdi: Record, sr: Record) -> Iterator[Finding]:
@@ -96,9 +88,9 @@ def _tracking(says: _Says, stock: Inventory, vdi: Record, sr: Record) -> Iterato
         yield says_cbt("info", what="CBT is off; the next run turns it on and reads in full")
 
 
-def _chain(says: _Says, stock: Inventory, ref: str, vdi: Record) -> Iterator[Finding]:
-    depth, exact = chain_depth(stock, ref, vdi)
-    if depth < _LONG_CHAIN:
+def _chain(says: _Says, stock: Inventory, ref: str) -> Iterator[Finding]:
+    depth, exact, _ = chain_of(stock.records, ref)
+    if depth < LONG_CHAIN:
         return
     yield says(
         "error" if exact and depth >= CHAIN_LIMIT else "warning",
@@ -107,22 +99,6 @@ def _chain(says: _Says, stock: Inventory, ref: str, vdi: Record) -> Iterator[Fin
         "snapshots of it (SR_BACKEND_FAILURE_109)",
         "delete snapshots of this VM and let the SR coalesce (xe sr-scan)",
     )
-
-
-def chain_depth(stock: Inventory, ref: str, vdi: Record) -> tuple[int, bool]:
-    """How many images a reader of a disk goes through, and whether that is known or an upper bound.
-
-    SRs of the VHD kind name the parent of an image in `vhd-parent`. Where they do not, each snapshot that stands is at
-    most one more.
-    """
-    by_uuid = {record["uuid"]: record for record in stock.all("VDI").values()}
-    walked, parent = 1, vdi.get("sm_config", {}).get("vhd-parent")
-    while parent in by_uuid and walked <= CHAIN_LIMIT:
-        walked, parent = walked + 1, by_uuid[parent].get("sm_config", {}).get("vhd-parent")
-    if walked > 1:
-        return walked, True
-    snapshots = [record for record in by_uuid.values() if record["is_a_snapshot"] and record["snapshot_of"] == ref]
-    return 1 + sum(record["type"] != "cbt_metadata" for record in snapshots), False
 
 
 def _way(says: _Says, stock: Inventory, vdi: Record) -> Iterator[Finding]:

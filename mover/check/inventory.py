@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from mover.backup.records import PoolRecords
 from mover.job.select import Record, Records
 from protocol.errors import XapiError
 from protocol.xapi import Pool
@@ -49,6 +51,11 @@ class Inventory:
     def networks_for(self, purpose: str) -> list[Record]:
         """The networks with a purpose."""
         return [network for network in self.all("network").values() if purpose in network.get("purpose", ())]
+
+    @cached_property
+    def records(self) -> PoolRecords:
+        """Those of VMs, drives and disks, as a run has them."""
+        return PoolRecords(self.all("VM"), self.all("VBD"), self.all("VDI"))
 
     @property
     def pool(self) -> Record:

@@ -36,9 +36,10 @@ async def check_job(
     try:
         async with join_pool(job.pool) as (pool, _):
             stock = await take_stock(pool)
-            records = [stock.all(kind) for kind in ("VM", "VBD", "VDI")]
             warnings: list[str] = []
-            selected = [with_mode(vm, chosen, full=full) for vm in selected_of(job, records, vms, warnings.append)]
+            selected = [
+                with_mode(vm, chosen, full=full) for vm in selected_of(job, stock.records, vms, warnings.append)
+            ]
             findings += check_pool(pool, stock, by_cbt=any(vm.backup.strategy == "cbt" for vm in selected))
             findings += [Finding(level="warning", check="selection", what=warning) for warning in warnings]
             to_read = await _check_vms(pool, job, store, selected, stock, findings)
@@ -56,13 +57,12 @@ async def _check_vms(
     pool: Pool, job: Job, store: Store | None, selected: Sequence[SelectedVm], stock: Inventory, findings: list[Finding]
 ) -> int:
     """Look at each VM and at the NBD servers of all of them. Returns how many bytes a run would read at most."""
-    records = [stock.all(kind) for kind in ("VM", "VBD", "VDI")]
     points = {} if store is None else by_vm(store.readable_points()[0])
     endpoints: list[Endpoint] = []
     to_read = 0
     for vm in selected:
         try:
-            outlook = await look_ahead(pool, job, store, points.get(vm.uuid, []), vm, records)
+            outlook = await look_ahead(pool, job, store, points.get(vm.uuid, []), vm, stock.records)
             for disk in vm.disks if vm.backup.strategy == "cbt" else ():
                 endpoints += await live_endpoints(pool, disk.vdi)
         except ProtocolError as error:

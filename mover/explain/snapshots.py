@@ -7,9 +7,10 @@ from typing import Literal
 
 import msgspec
 
+from mover.backup.records import PoolRecords
 from mover.backup.tags import PREFIX, Owner
 from mover.job import SelectedVm
-from mover.job.select import Record, Records
+from mover.job.select import Record
 
 # What other backup programs write into other_config of their snapshots.
 _OTHERS = {"xo:backup": "Xen Orchestra", "xo:": "Xen Orchestra", "alike": "Alike", "XenBackup": "XenBackup"}
@@ -31,21 +32,20 @@ class KeptSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def snapshots_of(
-    vm: SelectedVm, owner: Owner | None, bases: Collection[str], vms: Records, vbds: Records, vdis: Records
+    vm: SelectedVm, owner: Owner | None, bases: Collection[str], records: PoolRecords
 ) -> list[KeptSnapshot]:
     """The snapshots of `vm`, oldest first. `bases` are UUIDs of the snapshots that the next run starts from."""
-    return sorted(_find(vm, owner, bases, vms, vbds, vdis), key=lambda snapshot: (snapshot.taken, snapshot.uuid))
+    return sorted(_find(vm, owner, bases, records), key=lambda snapshot: (snapshot.taken, snapshot.uuid))
 
 
-def _find(
-    vm: SelectedVm, owner: Owner | None, bases: Collection[str], vms: Records, vbds: Records, vdis: Records
-) -> Iterator[KeptSnapshot]:
+def _find(vm: SelectedVm, owner: Owner | None, bases: Collection[str], records: PoolRecords) -> Iterator[KeptSnapshot]:
+    vms, vdis = records.vms, records.vdis
     inherited = vms.get(vm.ref, {}).get("other_config", {})
     seen: set[str] = set()
     for record in vms.values():
         if not record["is_a_snapshot"] or record["snapshot_of"] != vm.ref:
             continue
-        disks = [vbds[vbd]["VDI"] for vbd in record["VBDs"] if vbd in vbds and vbds[vbd]["VDI"] in vdis]
+        disks = records.disks_of(record)
         seen.update(disks)
         is_base = any(vdis[disk]["uuid"] in bases for disk in disks)
         yield _kept("VM", record, vm, owner, inherited, data=True, is_base=is_base)

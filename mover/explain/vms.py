@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mover.backup.base import bases
+from mover.backup.records import PoolRecords, read_records
 from mover.backup.snapshot import WITH_MEMORY
 from mover.backup.tags import Owner
 from mover.errors import StoreMissingError
 from mover.explain.outlook import DiskOutlook, VmOutlook, outlook, together
 from mover.explain.snapshots import snapshots_of
 from mover.history import by_vm
-from mover.job import Job, Records, SelectedVm
+from mover.job import Job, SelectedVm
 from mover.run import chosen_schedule, join_pool, selected_of, with_mode
 from mover.storage import open_store
 from mover.store import Point, Store
@@ -25,24 +26,23 @@ async def explain(
     chosen = chosen_schedule(job, schedule)
     store = _store(job)
     async with join_pool(job.pool) as (pool, _):
-        records = [await pool.call(f"{kind}.get_all_records") for kind in ("VM", "VBD", "VDI")]
+        records = await read_records(pool)
         selected = [with_mode(vm, chosen, full=full) for vm in selected_of(job, records, vms, lambda message: None)]
         points = {} if store is None else by_vm(store.readable_points()[0])
         return [await look_ahead(pool, job, store, points.get(vm.uuid, []), vm, records) for vm in selected]
 
 
 async def look_ahead(
-    pool: Pool, job: Job, store: Store | None, points: Sequence[Point], vm: SelectedVm, records: Sequence[Records]
+    pool: Pool, job: Job, store: Store | None, points: Sequence[Point], vm: SelectedVm, records: PoolRecords
 ) -> VmOutlook:
     """What a run would do with `vm`. Raises what `Pool.call` raises.
 
-    `points` are those of the VM, oldest first; `records` are those of VM, VBD and VDI.
+    `points` are those of the VM, oldest first.
     """
-    vms, vbds, vdis = records
     lost = frozenset[bytes]() if store is None else store.lost_roots()
     owner = None if store is None else Owner(job.name, store.config.store_id)
     chunk_size = job.store.chunk_size if store is None else store.chunk_size
-    disks = [await outlook(pool, vm, disk, points, lost, vbds, chunk_size) for disk in vm.disks]
+    disks = [await outlook(pool, vm, disk, points, lost, records.vbds, chunk_size) for disk in vm.disks]
     if vm.backup.strategy == "xva":
         disks = together(disks)
     return VmOutlook(
@@ -54,8 +54,8 @@ async def look_ahead(
         refused=_refused(vm, disks),
         disks=disks,
         excluded=[f"{disk.position} ({disk.name})" for disk in vm.excluded_disks],
-        memory=vm.backup.memory and vms.get(vm.ref, {}).get("power_state") in WITH_MEMORY,
-        snapshots=snapshots_of(vm, owner, bases(points), vms, vbds, vdis),
+        memory=vm.backup.memory and records.vms.get(vm.ref, {}).get("power_state") in WITH_MEMORY,
+        snapshots=snapshots_of(vm, owner, bases(points), records),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mover.check.disk import CHAIN_LIMIT
+from mover.backup.health import CHAIN_LIMIT
 from mover.job.model import LimitsSection
 from mover.report.prometheus import render
 from mover.report.summary import RunSummary, VmSummary
