@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from mover.backup.records import PoolRecords, read_records
 from mover.backup.session import Session
 from mover.backup.tags import Owner
 from mover.backup.unfinished import Unfinished, noting_down
-from mover.backup.vm import back_up_vm
+from mover.backup.vm import Committed, back_up_vm
 from mover.errors import JobError, MoverError, NotFoundError, StoreMissingError, UsageError
 from mover.events import AnyEvent, DiskFinished, Emit, Note, Outcome, RunFinished, RunStarted, VmFinished, VmStarted
 from mover.failure import as_mover_error
@@ -315,22 +315,24 @@ async def _all_vms(session: Session, job: Job, vms: Sequence[SelectedVm]) -> lis
         session.emit(Note(level="warning", message=f"what a killed run has blocked cannot be released: {error}"))
 
     async def one(vm: SelectedVm) -> VmResult:
-        async with room:
-            return await _one_vm(session, vm, keep_base=_keeps_base(job, vm))
+        # The next one begins once this one is safe: until old snapshots are gone can take long.
+        async with AsyncExitStack() as place:
+            await place.enter_async_context(room)
+            return await _one_vm(session, vm, place.aclose, keep_base=_keeps_base(job, vm))
 
     async with task_group() as group:
         tasks = [group.create_task(one(vm)) for vm in vms]
     return [task.result() for task in tasks]
 
 
-async def _one_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> VmResult:
+async def _one_vm(session: Session, vm: SelectedVm, committed: Committed, *, keep_base: bool) -> VmResult:
     started = time.monotonic()
     session.emit(VmStarted(vm=vm.uuid, name=vm.name, strategy=vm.backup.strategy))
     point: str | None = None
     failure: MoverError | None = None
     interrupted = False
     try:
-        point = await back_up_vm(session, vm, keep_base=keep_base)
+        point = await back_up_vm(session, vm, committed, keep_base=keep_base)
     except asyncio.CancelledError:
         interrupted = True
         raise

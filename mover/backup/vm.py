@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -27,14 +27,19 @@ from protocol.errors import ProtocolError
 # How long cleaning up on the pool may take once a backup has failed or was interrupted.
 _CLEAN_UP_TIMEOUT = 60.0
 
+Committed = Callable[[], Awaitable[None]]
 
-async def back_up_vm(session: Session, vm: SelectedVm, *, keep_base: bool) -> str:
-    """Back up one VM and return the id of its restore point. Leaves no snapshot behind if it fails."""
+
+async def back_up_vm(session: Session, vm: SelectedVm, committed: Committed, *, keep_base: bool) -> str:
+    """Back up one VM and return the id of its restore point. Leaves no snapshot behind if it fails.
+
+    `committed` is awaited once it is safe: what follows is waiting for the pool to let go of old snapshots.
+    """
     async with staying(session, vm):
-        return await _back_up(session, vm, keep_base=keep_base)
+        return await _back_up(session, vm, committed, keep_base=keep_base)
 
 
-async def _back_up(session: Session, vm: SelectedVm, *, keep_base: bool) -> str:
+async def _back_up(session: Session, vm: SelectedVm, committed: Committed, *, keep_base: bool) -> str:
     points = session.points.get(vm.uuid, [])
     left = await cbt.left_to_go_on(session, vm, points) if vm.backup.strategy == "cbt" else None
     spared = {disk.uuid for disk in left.taken.disks} if left else set()
@@ -46,6 +51,7 @@ async def _back_up(session: Session, vm: SelectedVm, *, keep_base: bool) -> str:
         await _clean_up(session, vm, points)
         raise
     session.unfinished.end(vm.uuid)
+    await committed()
     await _settle(session, vm, taken, record)
     _tell_unusual(session, vm, points, record)
     return point

@@ -5,13 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
-from mover.simulator.database import VOLATILE, Database
-from mover.simulator.values import Value, coerce, default_of, stamp
+import msgspec
+
+from mover.simulator.database import VOLATILE, Database, Row
+from mover.simulator.values import coerce, default_of, stamp
 
 _DELAY = 0.02
+
+
+class _Encoded(NamedTuple):
+    """A record as JSON, as of the generation `modified`."""
+
+    modified: int
+    record: msgspec.Raw
 
 
 class Persistence:
@@ -24,6 +35,7 @@ class Persistence:
         self._database = database
         self._path = path
         self._pending: asyncio.TimerHandle | None = None
+        self._encoded: dict[str, _Encoded] = {}
 
     def start(self) -> None:
         self._database.on_durable_change(self._schedule)
@@ -42,18 +54,28 @@ class Persistence:
     def write(self) -> None:
         self._pending = None
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(dump(self._database))
+        temporary.write_bytes(self._dump())
         os.replace(temporary, self._path)
 
+    def _dump(self) -> bytes:
+        """The lasting part of the database as JSON. Records are encoded once for each state they are in."""
+        before, self._encoded = self._encoded, {}
+        tables: dict[str, dict[str, msgspec.Raw]] = {}
+        for cls in self._database.models:
+            if cls not in VOLATILE:
+                tables[cls] = {ref: self._encode(ref, row, before) for ref, row in self._database.rows(cls)}
+        content = {"generation": self._database.generation, "tables": tables, "blobs": self._database.blobs}
+        return msgspec.json.encode(content)
 
-def dump(database: Database) -> str:
-    """The lasting part of the database as JSON."""
-    tables = {
-        cls: {ref: {name: _out(value) for name, value in row.fields.items()} for ref, row in database.rows(cls)}
-        for cls in database.models
-        if cls not in VOLATILE
-    }
-    return json.dumps({"generation": database.generation, "tables": tables, "blobs": database.blobs}, indent=1)
+    def _encode(self, ref: str, row: Row, before: Mapping[str, _Encoded]) -> msgspec.Raw:
+        known = before.get(ref)
+        if known is None or known.modified != row.modified:
+            fields = {
+                name: stamp(value) if isinstance(value, datetime) else value for name, value in row.fields.items()
+            }
+            known = _Encoded(row.modified, msgspec.Raw(msgspec.json.encode(fields)))
+        self._encoded[ref] = known
+        return known.record
 
 
 def load(path: Path) -> Database:
@@ -72,7 +94,3 @@ def load(path: Path) -> Database:
                 record["current_operations"] = {}
             database.restore(cls, ref, record)
     return database
-
-
-def _out(value: Value) -> Value:
-    return stamp(value) if isinstance(value, datetime) else value

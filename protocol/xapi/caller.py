@@ -1,31 +1,27 @@
 """Calls of one session from asyncio: logging in, following the master, repeating what may be repeated, logging out.
 
-The official client is synchronous and its session not thread-safe: all calls are made by one thread, one at a time.
+Calls are made several at once, each over a connection of its own, all in the name of one session.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from protocol.errors import PoolCertificateError, PoolUnreachableError, ProtocolError, XapiError
 from protocol.secret import Secret
 from protocol.xapi.address import Address
 from protocol.xapi.channel import Channel, NotSentError
+from protocol.xapi.channels import AFTERMATH, Channels
 from protocol.xapi.trust import Trust
-
-T = TypeVar("T")
 
 # Reads whose name does not say so.
 _READS = frozenset({"VDI.list_changed_blocks", "system.listMethods"})
 # How often HOST_IS_SLAVE is followed: hosts that point at each other must not keep a client busy for ever.
 _MAX_HOPS = 3
-# Seconds for what still has to be done after a cancellation.
-AFTERMATH = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +64,24 @@ class Caller:
 
     def __init__(self, address: Address, credentials: Credentials, trust: Trust, patience: Patience) -> None:
         self.session: Secret | None = None
-        self.trust = trust
-        self._credentials = credentials
         self.patience = patience
-        self._turn = asyncio.Lock()
-        self._executor = ThreadPoolExecutor(1, "xapi-calls")
-        self._channel = Channel(address, trust, patience.connect)
+        self._credentials = credentials
+        self._login = asyncio.Lock()
+        self._channels = Channels(address, trust, patience.connect)
 
     @property
     def address(self) -> Address:
         """Where calls go."""
-        return self._channel.address
+        return self._channels.address
+
+    @property
+    def trust(self) -> Trust:
+        """What the pool's hosts are verified by."""
+        return self._channels.trust
+
+    @trust.setter
+    def trust(self, trust: Trust) -> None:
+        self._channels.trust = trust
 
     async def call(
         self,
@@ -116,18 +119,19 @@ class Caller:
 
     async def current_session(self, expired: Secret | None = None) -> Secret:
         """Return the session's reference, logging in again where there is none or where it is `expired`."""
-        async with self._turn:
+        async with self._login:
             if self.session is None or self.session == expired:
                 self.session = None
                 await self._log_in()
             return self.session or Secret("")
 
     async def log_out(self, session: Secret) -> None:
-        """End a session, this one or another, within bounds and whatever state the connection is in."""
-        channel = self._channel
+        """End a session, this one or another, within bounds and whatever state the connections are in."""
         with suppress(ProtocolError, TimeoutError):
-            async with asyncio.timeout(AFTERMATH), self._turn:
-                await self._in_thread(lambda: channel.call("session.logout", (session,), AFTERMATH / 2), AFTERMATH / 2)
+            async with asyncio.timeout(AFTERMATH), self._channels.one() as channel:
+                silence = AFTERMATH / 2
+                work = partial(channel.call, "session.logout", (session,), silence)
+                await self._channels.in_thread(channel, work, silence)
 
     async def close(self) -> None:
         """Log out and hang up."""
@@ -136,71 +140,41 @@ class Caller:
             if session is not None:
                 await self.log_out(session)
         finally:
-            self._channel.abort()
-            self._executor.submit(self._channel.close)
-            self._executor.shutdown(wait=False)
+            self._channels.close()
 
     async def _exchange(self, method: str, params: tuple[Any, ...], silence: float, landed: list[Any] | None) -> Any:
-        async with self._turn:
-            if self.session is None:
-                await self._log_in()
-            session, channel = self.session, self._channel
+        session = self.session or await self.current_session()
+        async with self._channels.one() as channel:
             try:
-                return await self._in_thread(lambda: channel.call(method, (session, *params), silence), silence, landed)
+                work = partial(channel.call, method, (session, *params), silence)
+                return await self._channels.in_thread(channel, work, silence, landed)
             except XapiError as error:
-                if error.code in ("SESSION_INVALID", "HOST_IS_SLAVE"):
+                # Others may have logged in again meanwhile.
+                if error.code in ("SESSION_INVALID", "HOST_IS_SLAVE") and self.session == session:
                     self.session = None
                 raise
 
     async def _log_in(self) -> None:
-        landed: list[Secret] = []
-        try:
-            self.session = await self._in_thread(self._log_in_at_master, _MAX_HOPS * self.patience.call, landed)
-        except asyncio.CancelledError:
-            # A session made meanwhile has to be ended: the pool keeps it for a day otherwise.
-            self.session = landed[0] if landed else None
-            raise
-
-    def _log_in_at_master(self) -> Secret:
+        """Follow the hosts to the master, and open a session there."""
         for _ in range(_MAX_HOPS):
+            landed: list[Secret] = []
             try:
-                return log_in(self._channel, self._credentials, self.patience.call)
+                async with self._channels.one() as channel:
+                    work = partial(log_in, channel, self._credentials, self.patience.call)
+                    self.session = await self._channels.in_thread(channel, work, self.patience.call, landed)
+                return
             except XapiError as error:
                 if error.code != "HOST_IS_SLAVE" or not error.params:
                     raise
                 self._go_to(error.params[0])
+            except asyncio.CancelledError:
+                # A session made meanwhile has to be ended: the pool keeps it for a day otherwise.
+                self.session = landed[0] if landed else None
+                raise
         raise PoolUnreachableError(str(self.address), "its hosts name each other as the master")
 
     def _go_to(self, master: str) -> None:
-        self._channel.close()
         try:
-            address = self._channel.address.sibling(master)
+            self._channels.go_to(self.address.sibling(master))
         except ValueError as error:
             raise PoolUnreachableError(str(self.address), f"its master is at no usable address: {error}") from None
-        self._channel = Channel(address, self.trust, self.patience.connect)
-
-    async def _in_thread(self, work: Callable[[], T], silence: float, landed: list[Any] | None = None) -> T:
-        running = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        try:
-            # A server that sends a byte now and then never falls silent, so the whole is bounded too.
-            async with asyncio.timeout(2 * (self.patience.connect + silence)):
-                result = await asyncio.shield(running)
-        except TimeoutError:
-            self._abandon(running)
-            raise PoolUnreachableError(str(self.address), "no complete answer in time") from None
-        except asyncio.CancelledError:
-            if landed is not None:
-                await asyncio.wait({running}, timeout=AFTERMATH)
-                if running.done() and not running.cancelled() and running.exception() is None:
-                    landed.append(running.result())
-            self._abandon(running)
-            raise
-        if landed is not None:
-            landed.append(result)
-        return result
-
-    def _abandon(self, running: asyncio.Future[T]) -> None:
-        """Free the thread from a call nobody waits for any more."""
-        if not running.done():
-            self._channel.abort()
-            running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

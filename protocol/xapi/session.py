@@ -12,8 +12,9 @@ from typing import Any
 from protocol.errors import FormatError, OutcomeUnknownError, PoolUnreachableError, ProtocolError, XapiError
 from protocol.secret import Secret
 from protocol.xapi.address import Address
-from protocol.xapi.caller import AFTERMATH, Caller, Credentials, Patience, log_in
+from protocol.xapi.caller import Caller, Credentials, Patience, log_in
 from protocol.xapi.channel import Channel
+from protocol.xapi.channels import AFTERMATH
 from protocol.xapi.records import HostRecord, PoolRecord, TaskRecord, parse_records, parse_task
 from protocol.xapi.tasks import Progress, TaskWatcher, Watch
 from protocol.xapi.trust import Trust, fingerprint_of_pem

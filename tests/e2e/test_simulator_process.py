@@ -69,7 +69,7 @@ async def test_a_pool_survives_being_killed(tmp_path: Path) -> None:
         await first.call("VM.add_to_other_config", session, snapshot, "mine", "yes")
         digest = (await first.steer("digest", vdi=uuid))["digest"]
         saved = tmp_path / "pool" / "pool.json"
-        while '"mine": "yes"' not in await in_thread(saved.read_text):  # written within 20 ms
+        while '"mine":"yes"' not in await in_thread(saved.read_text):  # written within 20 ms
             pass
         first.process.send_signal(signal.SIGKILL)
         assert await first.process.wait() == -signal.SIGKILL
