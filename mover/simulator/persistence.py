@@ -54,10 +54,10 @@ class Persistence:
     def write(self) -> None:
         self._pending = None
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(self._dump())
+        temporary.write_bytes(self.dump())
         os.replace(temporary, self._path)
 
-    def _dump(self) -> bytes:
+    def dump(self) -> bytes:
         """The lasting part of the database as JSON. Records are encoded once for each state they are in."""
         before, self._encoded = self._encoded, {}
         tables: dict[str, dict[str, msgspec.Raw]] = {}

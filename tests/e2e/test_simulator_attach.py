@@ -13,7 +13,7 @@ import pytest
 
 from mover.simulator import Options
 from mover.simulator.faults import HttpFault
-from mover.simulator.persistence import dump
+from mover.simulator.persistence import Persistence
 from tests.simulator_fixtures import MiB, RpcError, SmallPool, small_pool
 
 QUICK = Options(tls=False, nbd="insecure", linger=0.0, data_destroy_wait=0.1)
@@ -189,7 +189,7 @@ async def test_a_process_that_died_leaves_nothing_attached(tmp_path: Path) -> No
         info, *_ = await pool.call("VDI.get_nbd_info", snapshot)
         async with nbd(info) as client:
             await client.read(0, 512)
-            saved = dump(pool.simulator.pool.database)
+            saved = Persistence(pool.simulator.pool.database, tmp_path / "pool.json").dump().decode()
     assert "sm/backend" in saved
     (tmp_path / "pool.json").write_text(saved)
     async with small_pool(tmp_path, LINGERING) as pool:
