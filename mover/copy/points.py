@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -46,10 +47,36 @@ class CopyResult:
     failed: dict[str, str]
 
 
+class _OfTargetError(StoreDamagedError):
+    """Damage of the store that is written to, met while the other one is read."""
+
+
+@contextmanager
+def _from(source: Store) -> Iterator[None]:
+    """Damage found here is that of the store that is read."""
+    try:
+        yield
+    except _OfTargetError:
+        raise
+    except StoreDamagedError as error:
+        raise StoreDamagedError(f"the store copied from, {source.location}: {error}", error.hint) from error
+
+
+@contextmanager
+def _to(target: Store) -> Iterator[None]:
+    """Damage found here is that of the store that is written to."""
+    try:
+        yield
+    except StoreDamagedError as error:
+        hint = f"`mover repair {target.location}`, then copy again: what is lost there is copied anew"
+        raise _OfTargetError(f"the store copied to, {target.location}: {error}", hint) from error
+
+
 async def copy_points(source: Store, target: Store, points: Sequence[Point], emit: Emit) -> CopyResult:
     """Copy `points` of `source` that `target` has not, oldest first.
 
-    A point that is damaged does not stop the others. Raises what `target` raises.
+    A point of which either store has damaged what it takes does not stop the others; the reason says which store it
+    is. Raises what `target` raises otherwise.
     """
     copied: list[Copied] = []
     present: list[str] = []
@@ -123,12 +150,15 @@ async def _copy(work: _Copy, point: Point) -> str:
     record = point.record
     metadata = b""
     if record.metadata:
-        blob = await in_thread(work.executor, work.source.get_blob, record.metadata)
-        metadata = await in_thread(work.executor, work.writer.put_blob, blob)
+        with _from(work.source):
+            blob = await in_thread(work.executor, work.source.get_blob, record.metadata)
+        with _to(work.target):
+            metadata = await in_thread(work.executor, work.writer.put_blob, blob)
     disks = [await _copy_disk(work, point, disk, _base(work, disk)) for disk in record.disks]
     of = CopiedFrom(store=work.source.config.store_id, point=point.id)
     copy = msgspec.structs.replace(record, metadata=metadata, disks=disks, copied_from=of)
-    made = await in_thread(work.executor, work.writer.commit, copy)
+    with _to(work.target):
+        made = await in_thread(work.executor, work.writer.commit, copy)
     work.there[point.id] = copy
     return made
 
@@ -165,7 +195,8 @@ async def _copy_disk(work: _Copy, point: Point, disk: PointDisk, base: _Base | N
         found = reader.extents() if base is None else reader.diff(base.original.root, base.original.size)
         return align(found, work.target.chunk_size, disk.size)
 
-    extents = await in_thread(work.executor, differing)
+    with _from(work.source):
+        extents = await in_thread(work.executor, differing)
     tree = work.writer.tree(disk.size, base=base.copy.root if base else None, base_size=base.copy.size if base else 0)
 
     def report(counts: Counts) -> None:
@@ -194,8 +225,15 @@ async def _copy_disk(work: _Copy, point: Point, disk: PointDisk, base: _Base | N
         )
     )
     intake = Intake(work.writer, tree, extents, disk.size, work.target.chunk_size, work.executor, report)
-    read = await StoredSource(reader, work.executor).deliver(extents, work.arena, intake.take)
-    root = await in_thread(work.executor, intake.finish)
+
+    async def take(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
+        with _to(work.target):
+            await intake.take(offset, view, wanted)
+
+    with _from(work.source):
+        read = await StoredSource(reader, work.executor).deliver(extents, work.arena, take)
+    with _to(work.target):
+        root = await in_thread(work.executor, intake.finish)
     counts = intake.counts
     report(counts)
     work.emit(

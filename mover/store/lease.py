@@ -10,11 +10,11 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from threading import Lock
 
-from mover.errors import FencedError, MoverError
+from mover.errors import FencedError, MoverError, StoreDamagedError
 from mover.store.backend import Backend, ObjectMissingError
 from mover.store.names import LEASES, lease_key, parse_lease
 
@@ -46,10 +46,7 @@ class Lease:
             return
         try:
             self._due = time.monotonic() + RENEW_EVERY
-            try:
-                self._backend.get(lease_key(self.wid), 0, 1)
-            except ObjectMissingError as error:
-                raise FencedError("a prune has shut this run out because it was silent for too long") from error
+            self._require()
             self._renewals += 1
             self._backend.put(lease_key(self.wid, self._renewals), b"")
             if self._renewals > 1:
@@ -57,10 +54,38 @@ class Lease:
         finally:
             self._lock.release()
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """What is not there any more for a writer that was shut out is no damage: `FencedError` is raised instead.
+
+        A prune takes the lease away before it deletes what the writer may have built upon.
+        """
+        try:
+            yield
+        except StoreDamagedError as error:
+            try:
+                self._require()
+            except FencedError as shut_out:
+                raise shut_out from error
+            except MoverError:
+                pass
+            raise
+
+    def _require(self) -> None:
+        try:
+            self._backend.get(lease_key(self.wid), 0, 1)
+        except ObjectMissingError as error:
+            raise fenced() from error
+
     def release(self) -> None:
         """The writer will not commit any more. Failing costs the next prune a wait, no more."""
         with self._lock, suppress(MoverError):
             remove_lease(self._backend, self.wid, (self._renewals,))
+
+
+def fenced() -> FencedError:
+    """What a writer says that was shut out."""
+    return FencedError("a prune has shut this run out because it was silent for too long", "run it again")
 
 
 def remove_lease(backend: Backend, wid: bytes, renewals: Iterable[int]) -> None:

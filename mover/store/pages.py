@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from threading import Lock
+from typing import Protocol
 
 from mover.errors import StoreDamagedError
 from mover.store import page
@@ -18,6 +19,18 @@ from mover.store.records import Records
 # Of 4 KiB each.
 _KEPT = 512
 NO_IDS = bytes(FANOUT * ID_LENGTH)
+
+
+class Pages(Protocol):
+    """Where a tree gets its pages from."""
+
+    def get(self, level: int, id: bytes) -> bytes:
+        """The 128 ids of a page, joined together."""
+        ...
+
+    def get_beside(self, level: int, id: bytes, siblings: bytes) -> bytes:
+        """A page that is read one after another with those beside it."""
+        ...
 
 
 class PageCache:
@@ -67,10 +80,28 @@ class PageCache:
         return [found[id] for id in ids]
 
 
+class GuardedPages:
+    """The pages of `cache`, each read within a `guard`."""
+
+    def __init__(self, cache: PageCache, guard: Callable[[], AbstractContextManager[None]]) -> None:
+        self._cache = cache
+        self._guard = guard
+
+    def get(self, level: int, id: bytes) -> bytes:
+        """See `PageCache.get`."""
+        with self._guard():
+            return self._cache.get(level, id)
+
+    def get_beside(self, level: int, id: bytes, siblings: bytes) -> bytes:
+        """See `PageCache.get_beside`."""
+        with self._guard():
+            return self._cache.get_beside(level, id, siblings)
+
+
 class StoredTree:
     """The tree `root` over `chunks` chunks, page by page. A page that lies outside of it is zeros."""
 
-    def __init__(self, cache: PageCache, root: bytes, chunks: int) -> None:
+    def __init__(self, cache: Pages, root: bytes, chunks: int) -> None:
         self.root = root
         self.chunks = chunks
         self.root_level = page.root_level(chunks)

@@ -133,6 +133,8 @@ class Prune:
         """Do it all; see `Store.prune`."""
         # What is in the trash now is given up; what gets there later may be the base of a backup that nobody waits for.
         self._forgotten = list_forgotten(self._backend)
+        # What a killed run has left belongs to nobody only once it is shut out.
+        self._watch_leases("looking for backups that are still running", until_gone=False)
         plan = self._choose()
         if plan.doomed:
             self._condemn(plan)
@@ -185,6 +187,13 @@ class Prune:
 
     def _wait_for_writers(self) -> None:
         """Until all who write now, and may not know what is condemned, have finished or are shut out."""
+        self._watch_leases("waiting for backups that are running", until_gone=True)
+
+    def _watch_leases(self, doing: str, *, until_gone: bool) -> None:
+        """Shut out the writers that are silent, until those who hold a lease now are gone, or else show a sign of life.
+
+        Of their silence this machine's clock is the only judge: nothing that they have written is taken for a time.
+        """
         clock = self._patience.clock
         waiting = dict(read_leases(self._backend))
         since = dict.fromkeys(waiting, clock())
@@ -195,12 +204,12 @@ class Prune:
                     self._fence(wid)
                     remove_lease(self._backend, wid, renewals)
             now = read_leases(self._backend)
-            for wid in [wid for wid in waiting if wid not in now]:
+            alive = {wid for wid, renewals in waiting.items() if wid in now and now[wid] != renewals}
+            for wid in [wid for wid in waiting if wid not in now or (wid in alive and not until_gone)]:
                 del waiting[wid]
-            for wid, renewals in waiting.items():
-                if now[wid] != renewals:
-                    waiting[wid], since[wid] = now[wid], clock()
-            self._progress("waiting for backups that are running", total - len(waiting), total)
+            for wid in alive & waiting.keys():
+                waiting[wid], since[wid] = now[wid], clock()
+            self._progress(doing, total - len(waiting), total)
             if waiting:
                 self._patience.sleep(self._patience.poll)
 

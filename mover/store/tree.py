@@ -10,7 +10,7 @@ from mover.store import page
 from mover.store.identity import ID_LENGTH, ZERO_ID
 from mover.store.index import split_ids
 from mover.store.page import FANOUT
-from mover.store.pages import NO_IDS, PageCache, StoredTree, count_chunks
+from mover.store.pages import NO_IDS, Pages, StoredTree, count_chunks
 
 # Writes encoded pages, returns their ids.
 WritePages = Callable[[Sequence[bytes]], list[bytes]]
@@ -56,7 +56,7 @@ class Tree:
         self,
         size: int,
         chunk_size: int,
-        cache: PageCache,
+        cache: Pages,
         write: WritePages,
         recut: Recut,
         *,
@@ -233,7 +233,7 @@ class Tree:
         return min(self._size - chunk * self._chunk_size, self._chunk_size)
 
 
-def _stored(cache: PageCache, root: bytes | None, size: int, chunk_size: int) -> StoredTree | None:
+def _stored(cache: Pages, root: bytes | None, size: int, chunk_size: int) -> StoredTree | None:
     return None if root is None else StoredTree(cache, root, count_chunks(size, chunk_size))
 
 

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from mover.errors import FencedError, StoreDamagedError, StoreUnansweredError
+from mover.errors import StoreDamagedError, StoreUnansweredError
 from mover.store import pack, partial
 from mover.store import point as points
 from mover.store import record as records
@@ -19,11 +19,11 @@ from mover.store.backend import Backend
 from mover.store.config import Config
 from mover.store.identity import Identity
 from mover.store.index import Index, split_ids
-from mover.store.lease import Lease
+from mover.store.lease import Lease, fenced
 from mover.store.merge import due, merge
 from mover.store.names import DATA, META, PartialName, PointName, SegmentName
 from mover.store.pack_writer import PackWriter, Written
-from mover.store.pages import PageCache
+from mover.store.pages import GuardedPages, PageCache
 from mover.store.partial import PartialRun
 from mover.store.point import PointRecord
 from mover.store.record import BLOB, CHUNK, MAX_RAW, PAGE, Record
@@ -117,7 +117,7 @@ class Writer:
         return Tree(
             size,
             self._config.chunk_size,
-            self._page_cache,
+            GuardedPages(self._page_cache, self._lease.holding),
             self._write_pages,
             self._recut,
             base=base,
@@ -128,8 +128,9 @@ class Writer:
 
     def flush(self) -> None:
         """Make everything written so far durable and findable for others."""
-        self._packs.flush()
-        self._publish()
+        with self._lease.holding():
+            self._packs.flush()
+            self._publish()
 
     def commit(self, record: PointRecord) -> str:
         """Make a restore point of what was written; its id. It exists from the moment this returns, whatever follows.
@@ -172,7 +173,7 @@ class Writer:
         name = PointName(self.wid, self._next_point)
         try:
             if not self._backend.put(name.key, data) and self._backend.get(name.key) != data:
-                raise FencedError("a prune has shut this run out because it was silent for too long", "run it again")
+                raise fenced()
         except StoreUnansweredError:
             self._undecided = data
             raise
@@ -235,7 +236,8 @@ class Writer:
 
     def _recut(self, id: bytes, length: int) -> bytes:
         """The chunk `id`, cut or filled up with zeros to `length` bytes."""
-        data = self._stored.get(id, CHUNK)
+        with self._lease.holding():
+            data = self._stored.get(id, CHUNK)
         return self.seal(memoryview(data[:length].ljust(length, b"\0"))).ids
 
     def _pack_written(self, written: Written) -> None:

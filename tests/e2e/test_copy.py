@@ -144,6 +144,21 @@ async def test_nothing_is_built_on_what_a_store_has_lost(tmp_path: Path, damaged
     assert len(whole) == len(target.points()), "every copy that there is now holds its state"
 
 
+@pytest.mark.parametrize(("damaged", "side"), [("a", "copied from"), ("b", "copied to")])
+async def test_whose_damage_it_is_is_said(tmp_path: Path, damaged: str, side: str):
+    """The tree of the state that both stores have is gone in one of them, and nobody has repaired it yet."""
+    source, target = filled(tmp_path / "a"), Store.create(tmp_path / "b")
+    await copy_points(source, target, source.points()[:1], lambda event: None)
+    for pack in (tmp_path / damaged / "packs").rglob("*.m"):
+        pack.unlink()
+    source, target = Store.open(tmp_path / "a"), Store.open(tmp_path / "b")
+    result, _ = await copied(source, target)
+    assert len(result.failed) == 2
+    for reason in result.failed.values():
+        assert reason.startswith(f"the store {side}, {tmp_path / damaged}: ")
+    assert len(target.points()) == 1
+
+
 async def test_what_two_vms_share_is_stored_once(tmp_path: Path):
     source, target = filled(tmp_path / "a", ("web", "clone")), Store.create(tmp_path / "b")
     await copied(source, target)

@@ -110,7 +110,7 @@ def test_a_silent_writer_is_shut_out(place: Place) -> None:
         with place.open().writer() as garbage:
             garbage.seal(memoryview(noise("garbage")))
         did = place.open().prune(patience=impatient())
-        assert (did.fenced, did.deleted) == (1, 1)
+        assert (did.fenced, did.deleted) == (1, 3), "what it had not committed is nobody's, too"
         assert place.read(PointName(writer.wid, 1).key) == FENCE
         with pytest.raises(FencedError):
             writer.renew()
@@ -118,6 +118,53 @@ def test_a_silent_writer_is_shut_out(place: Place) -> None:
     assert not place.objects("lease/")
     assert restore(place.open(), kept) == text(1)
     assert list(place.open().verify(deep=True)) == []
+
+
+def test_who_is_shut_out_is_told_so_when_its_base_is_gone(place: Place) -> None:
+    """What a writer built upon was forgotten and pruned once it was shut out: that is no damage."""
+    store = place.create()
+    old = back_up(store, old_disk(), 1)
+    back_up(store, noise("other", CHUNK), 2)
+    with pytest.raises(FencedError), place.open().writer() as writer:
+        disk = place.open().point(old).record.disks[0]
+        tree = writer.tree(disk.size, base=disk.root, base_size=disk.size)
+        tree.put(0, writer.seal(memoryview(noise("new"))).ids)
+        forget(place.open(), old)
+        assert place.open().prune(patience=impatient()).fenced == 1
+        tree.finish()
+    assert list(place.open().verify(deep=True)) == []
+
+
+def test_a_killed_first_full_is_given_back_by_the_next_prune(place: Place) -> None:
+    """Nothing is forgotten, and nothing else is to be deleted; its lease is all that stands in the way."""
+    place.create()
+    writer = small_packs(place.open(), CHUNK).writer()
+    write_disk(writer, old_disk())
+    writer._packs.stop()
+    assert packs(place) > 5 * CHUNK
+    did = place.open().prune(patience=impatient())
+    assert (did.fenced, packs(place)) == (1, 0)
+    assert did.freed > 5 * CHUNK
+    assert not place.objects("lease/")
+
+
+def test_a_prune_that_has_nothing_to_do_does_not_wait_for_a_backup_that_lives(place: Place) -> None:
+    point = back_up(place.create(), old_disk())
+    ticks, sleeps = count(), count()
+    with place.open().writer() as writer:
+        root = write_disk(writer, new_disk())
+        writer.flush()
+
+        def sleep(_: float) -> None:
+            if next(sleeps) == 2:
+                writer.renew()
+
+        patience = Patience(silence=30, poll=0, clock=lambda: float(next(ticks)), sleep=sleep)
+        did = place.open().prune(patience=patience)
+        assert (did.fenced, did.deleted, next(sleeps)) == (0, 0, 3)
+        writer.commit(point_of(root, len(new_disk()), 2))
+    assert restore(place.open(), point) == old_disk()
+    assert restore(place.open(), "latest") == new_disk()
 
 
 def test_signs_of_life_are_waited_for(place: Place) -> None:

@@ -82,7 +82,7 @@ def run(seed: int, *, lost: float, lag: int) -> set[str]:
 
 def _may_fail(now: FarPlay, actor: Actor, lag: int) -> bool:
     """Who is shut out, and who sees lists that cannot be true, gives up; nothing is lost by that."""
-    shut_out = isinstance(actor.failure, FencedError | StoreDamagedError) and now.shut_out(actor)
+    shut_out = isinstance(actor.failure, FencedError) and now.shut_out(actor)
     return shut_out or (lag > 0 and isinstance(actor.failure, MoverError))
 
 

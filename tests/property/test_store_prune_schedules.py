@@ -133,7 +133,7 @@ class Play:
         return work
 
     def shut_out(self, actor: Actor) -> bool:
-        """Whether a prune has given this writer up: it may find that what it builds on is gone, and cannot commit."""
+        """Whether a prune has given this writer up: what it builds on may be gone, and it cannot commit."""
         wid = self.writers.get(actor.name, b"").hex()
         return any(data == FENCE and key.startswith(f"points/{wid}.") for key, data in self.objects.items())
 
@@ -190,7 +190,7 @@ def judge(now: Play, actors: dict[str, Actor]) -> set[str]:
     """Nobody failed but for being shut out, and nothing is lost."""
     seen = set()
     for actor in actors.values():
-        if isinstance(actor.failure, FencedError | StoreDamagedError) and now.shut_out(actor):
+        if isinstance(actor.failure, FencedError) and now.shut_out(actor):
             seen.add("fenced")
         elif actor.failure is not None:
             raise actor.failure
