@@ -47,8 +47,12 @@ class CopyResult:
     failed: dict[str, str]
 
 
-class _OfTargetError(StoreDamagedError):
-    """Damage of the store that is written to, met while the other one is read."""
+class _TargetDamaged(Exception):  # noqa: N818 - it never leaves this module
+    """Carries `damage` of the store that is written to past whoever reads the other one."""
+
+    def __init__(self, damage: StoreDamagedError) -> None:
+        super().__init__(str(damage))
+        self.damage = damage
 
 
 @contextmanager
@@ -56,8 +60,8 @@ def _from(source: Store) -> Iterator[None]:
     """Damage found here is that of the store that is read."""
     try:
         yield
-    except _OfTargetError:
-        raise
+    except _TargetDamaged as carrier:
+        raise carrier.damage from carrier
     except StoreDamagedError as error:
         raise StoreDamagedError(f"the store copied from, {source.location}: {error}", error.hint) from error
 
@@ -69,7 +73,7 @@ def _to(target: Store) -> Iterator[None]:
         yield
     except StoreDamagedError as error:
         hint = f"`mover repair {target.location}`, then copy again: what is lost there is copied anew"
-        raise _OfTargetError(f"the store copied to, {target.location}: {error}", hint) from error
+        raise StoreDamagedError(f"the store copied to, {target.location}: {error}", hint) from error
 
 
 async def copy_points(source: Store, target: Store, points: Sequence[Point], emit: Emit) -> CopyResult:
@@ -227,8 +231,11 @@ async def _copy_disk(work: _Copy, point: Point, disk: PointDisk, base: _Base | N
     intake = Intake(work.writer, tree, extents, disk.size, work.target.chunk_size, work.executor, report)
 
     async def take(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
-        with _to(work.target):
-            await intake.take(offset, view, wanted)
+        try:
+            with _to(work.target):
+                await intake.take(offset, view, wanted)
+        except StoreDamagedError as error:
+            raise _TargetDamaged(error) from error
 
     with _from(work.source):
         read = await StoredSource(reader, work.executor).deliver(extents, work.arena, take)
