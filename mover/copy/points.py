@@ -47,7 +47,7 @@ class CopyResult:
     failed: dict[str, str]
 
 
-class _TargetDamaged(Exception):  # noqa: N818 - it never leaves this module
+class _TargetDamaged(Exception):
     """Carries `damage` of the store that is written to past whoever reads the other one."""
 
     def __init__(self, damage: StoreDamagedError) -> None:
