@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from mover.errors import StoreUnfitError
 from mover.store.backend import Backend
-from mover.store.names import PROBES
+from mover.store.names import PROBES, new_writer_id
 
 _RACERS = 4
+# Seconds. A probe lives for a few requests; whoever made one that is older has died.
+_STALE = 86400.0
 
 
 def refuse_unfit(backend: Backend) -> None:
@@ -17,7 +19,7 @@ def refuse_unfit(backend: Backend) -> None:
 
     Leaves nothing behind, and whoever sees the objects meanwhile ignores names like theirs.
     """
-    folder = f"{PROBES}{secrets.token_hex(16)}/"
+    folder = f"{PROBES}{new_writer_id().hex()}/"
     keys = [f"{folder}once", f"{folder}race"]
     try:
         _put_twice(backend, keys[0])
@@ -38,11 +40,22 @@ def refuse_unfit(backend: Backend) -> None:
 
 def refuse_overwriting(backend: Backend) -> None:
     """Try put-if-absent alone: three requests. Raises `StoreUnfitError`."""
-    key = f"{PROBES}{secrets.token_hex(16)}"
+    key = f"{PROBES}{new_writer_id().hex()}"
     try:
         _put_twice(backend, key)
     finally:
         backend.delete(key)
+
+
+def stale(backend: Backend, now: float) -> Iterator[str]:
+    """The probes that somebody has left behind who was killed, or could not remove them, long before `now` (Unix)."""
+    for key, _ in backend.list(PROBES):
+        try:
+            made = int(key.removeprefix(PROBES)[:12], 16) / 1000
+        except ValueError:
+            continue
+        if made < now - _STALE:
+            yield key
 
 
 def _put_twice(backend: Backend, key: str) -> None:

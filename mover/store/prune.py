@@ -42,6 +42,7 @@ from mover.store.pages import PageCache
 from mover.store.partial import stale as stale_notes
 from mover.store.point import FENCE, Point
 from mover.store.probe import refuse_overwriting
+from mover.store.probe import stale as stale_probes
 from mover.store.reach import Reach
 from mover.store.roots import list_forgotten, read_roots
 
@@ -289,6 +290,8 @@ class Prune:
                 self._backend.delete(condemned_key(prune))
         for note in stale_notes(self._backend, time.time()):
             self._backend.delete(note.key)
+        for key in list(stale_probes(self._backend, time.time())):
+            self._backend.delete(key)
         renewals = [parse_lease(key) for key, _ in self._backend.list(LEASES)]
         holders = read_leases(self._backend)
         for name in renewals:

@@ -12,7 +12,7 @@ import pytest
 from mover.errors import FencedError, StoreDamagedError
 from mover.store import Patience, PruneReport, Store
 from mover.store.directory import DirectoryBackend
-from mover.store.names import PointName
+from mover.store.names import PointName, new_writer_id
 from mover.store.point import FENCE
 from tests.format_reader import Reader
 from tests.power_cut import CutDisk, Op, RecordingOps
@@ -320,6 +320,15 @@ def test_power_cuts_while_pruning(tmp_path: Path) -> None:
         looked += 1
         shutil.rmtree(left)
     assert looked > 20
+
+
+def test_what_a_killed_probe_has_left_goes(place: Place) -> None:
+    store = place.create()
+    old, young = f"probe/{bytes(16).hex()}/once", f"probe/{new_writer_id().hex()}"
+    for key in (old, young):
+        assert place.backend().put(key, b"first")
+    store.prune()
+    assert list(place.objects("probe/")) == [young]
 
 
 def test_readers_that_opened_the_store_before(place: Place) -> None:

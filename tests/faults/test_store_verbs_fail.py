@@ -1,4 +1,4 @@
-"""Whatever changes a store fails at each of its writes once: it says so, nothing is lost, and the next time it works."""
+"""Whatever changes a store fails at each of its writes: it says so, nothing is lost, and the next time it works."""
 
 from __future__ import annotations
 
