@@ -94,6 +94,18 @@ class CutDisk:
         # By directory: name, and what it stands for: a file, a directory ("dir"), or nothing any more (None).
         self._pending: dict[str, list[tuple[str, _File | str | None]]] = {}
 
+    @classmethod
+    def holding(cls, folder: Path, *, honest: bool = True) -> CutDisk:
+        """A disk with what is in a folder, all of it durable."""
+        disk = cls(honest=honest)
+        for path in sorted(folder.rglob("*")):
+            if path.is_dir():
+                disk._durable[str(path)] = None
+            else:
+                data = bytearray(path.read_bytes())
+                disk._files[str(path)] = disk._durable[str(path)] = _File(data, len(data))
+        return disk
+
     def apply(self, op: Op) -> None:
         match op.call:
             case "create":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from mover.errors import StoreDamagedError
@@ -83,6 +83,19 @@ class PruneReport:
     damaged: tuple[str, ...] = ()
 
 
+def one_after_the_other(first: PruneReport, second: PruneReport) -> PruneReport:
+    """What two prunes did together."""
+    return replace(
+        second,
+        packs=first.packs,
+        deleted=first.deleted + second.deleted,
+        repacked=first.repacked + second.repacked,
+        freed=first.freed + second.freed,
+        copied=first.copied + second.copied,
+        fenced=first.fenced + second.fenced,
+    )
+
+
 @dataclass
 class _Plan:
     """Packs to be deleted and their sizes, and how many bytes in them are needed."""
@@ -109,6 +122,8 @@ class Prune:
         progress: Progress,
     ) -> None:
         self.wid = new_writer_id()
+        # Whether an interrupted prune was finished: what that one had copied may be in the way yet.
+        self.finished_another = False
         self._backend = backend
         self._identity = identity
         self._config = config
@@ -288,6 +303,7 @@ class Prune:
         for prune, packs in condemned.items():
             if packs.isdisjoint(present):
                 self._backend.delete(condemned_key(prune))
+                self.finished_another = True
         for note in stale_notes(self._backend, time.time()):
             self._backend.delete(note.key)
         for key in list(stale_probes(self._backend, time.time())):

@@ -34,7 +34,7 @@ from mover.store.pages import PageCache
 from mover.store.partial import PartialRun
 from mover.store.places import Place, mapping_for, open_backend
 from mover.store.point import BadPointError, Point
-from mover.store.prune import Patience, Progress, Prune, PruneReport
+from mover.store.prune import Patience, Progress, Prune, PruneReport, one_after_the_other
 from mover.store.reader import DiskReader
 from mover.store.record import BLOB
 from mover.store.records import Records
@@ -286,7 +286,11 @@ class Store:
         prune has left, the next one finishes. Raises `StoreDamagedError`, and deletes nothing, if points or index are
         damaged, and what the store raises.
         """
-        return self._prune(min_live, patience, progress).run()
+        prune = self._prune(min_live, patience, progress)
+        report = prune.run()
+        if not prune.finished_another:
+            return report
+        return one_after_the_other(report, self._prune(min_live, patience, progress).run())
 
     def would_prune(
         self, without: Sequence[Point] = (), *, min_live: float = 0.7, progress: Progress | None = None

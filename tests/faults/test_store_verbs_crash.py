@@ -1,0 +1,89 @@
+"""The power fails while a store is changed, after each system call: nothing is lost, and the verb begun anew ends well.
+
+`test_store_crash` does so with backups of every kind; here it is each verb, beginning with a store that has a past.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mover.errors import MoverError
+from mover.store.file_ops import FileOps
+from tests.power_cut import CutDisk, RecordingOps
+from tests.store_verbs import SCENES, copy_from
+
+# States looked at for each prefix of the log.
+STATES = int(os.environ.get("MOVER_CRASH_STATES", "2"))
+MANY = 20
+VERBS = ["prune", "merge", "repair", "copy"]
+
+
+def cuts(verb: str, folder: Path, number: int, *, honest: bool = True) -> Iterator[tuple[int, Path]]:
+    """What `number` power cuts after each call of the verb leave: how many calls there were, and the folder."""
+    scene = SCENES[verb]
+    begun = folder / "begun"
+    begun.mkdir()
+    scene.begin(begun)
+    disk = CutDisk.holding(begun, honest=honest)
+    ops = RecordingOps()
+    scene.act(begun, ops)
+    rng = random.Random(f"{verb} {os.environ.get('MOVER_CRASH_SEED', '1')}")
+    left = folder / "left"
+    if copy_from(begun).exists():
+        copy_from(begun).rename(copy_from(left))
+    for done, op in enumerate(ops.log, 1):
+        disk.apply(op)
+        for kept in [0.0, *(rng.choice([0.1, 0.5, 0.9]) for _ in range(number - 1))]:
+            left.mkdir()
+            disk.cut(rng, kept, str(begun), left)
+            yield done, left
+            shutil.rmtree(left)
+
+
+def look(verb: str, folder: Path, number: int) -> int:
+    """Cut the power everywhere and see that all is well; in how many states."""
+    scene = SCENES[verb]
+    looked = 0
+    for done, left in cuts(verb, folder, number):
+        try:
+            scene.holds(left)
+            scene.act(left, FileOps())
+            scene.holds(left)
+            scene.achieved(left)
+        except BaseException as error:
+            error.add_note(f"the power failed after call {done}")
+            raise
+        looked += 1
+    return looked
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_power_cuts_after_each_call(tmp_path: Path, verb: str) -> None:
+    assert look(verb, tmp_path, STATES) >= 40 * STATES
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("verb", SCENES)
+def test_many_power_cuts_after_each_call(tmp_path: Path, verb: str) -> None:
+    assert look(verb, tmp_path, MANY) >= 500
+
+
+@pytest.mark.parametrize("verb", ["prune", "merge", "repair"])
+def test_a_disk_that_lies_is_noticed(tmp_path: Path, verb: str) -> None:
+    """The tests above can fail: what a verb deletes for good it has first written elsewhere, and synced."""
+    scene = SCENES[verb]
+    for _, left in cuts(verb, tmp_path, 3, honest=False):
+        try:
+            scene.holds(left)
+            scene.act(left, FileOps())
+            scene.achieved(left)
+        except (MoverError, AssertionError):
+            return
+    pytest.fail("nothing is lost")
