@@ -19,7 +19,9 @@ from bench.measure import Sample
 
 
 def call(operation: str, **arguments: Any) -> Sample:
-    """Run an operation of `bench.ours` in a child process. Raises `RuntimeError` with what it said if it fails.
+    """Run an operation of `bench.ours` or `bench.pruning` in a child process.
+
+    Raises `RuntimeError` with what it said if it fails.
 
     The sample's facts have `process`: seconds from its start to its end.
     """
@@ -50,9 +52,9 @@ def main() -> None:
     """Run one operation."""
     import uvloop
 
-    from bench import ours
+    from bench import ours, pruning
 
-    operation = getattr(ours, sys.argv[1])
+    operation = getattr(pruning, sys.argv[1], None) or getattr(ours, sys.argv[1])
     arguments = json.loads(sys.stdin.read())
     gc.collect()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

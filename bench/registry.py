@@ -28,6 +28,7 @@ _GROUPS = (
     "scaling",
     "start",
     "encrypted",
+    "prune",
 )
 
 

@@ -72,25 +72,32 @@ def beginning() -> tuple[tuple[str, bytes], ...]:
 
 @dataclass
 class Play:
-    """One schedule: what is written, by the time of the point."""
+    """One schedule: what is written, by the time of the point.
+
+    `skew` is added to the times of what is written, and a second of a prune's clock is `rate` seconds.
+    """
 
     objects: Objects = field(default_factory=lambda: dict(beginning()))
-    disks: dict[int, bytes] = field(default_factory=lambda: dict(DISKS))
+    disks: dict[float, bytes] = field(default_factory=lambda: dict[float, bytes](DISKS))
     writers: dict[str, bytes] = field(default_factory=dict)
+    skew: float = 0.0
+    rate: float = 1.0
 
     def open(self, actor: Actor) -> Store:
         return Store.open(MemoryBackend(self.objects, actor.step))
 
     def write(self, created: int, disk: bytes) -> Callable[[Actor], None]:
         """A full backup that has much in common with what nobody needs any more."""
-        self.disks[created] = disk
+        self.disks[created + self.skew] = disk
 
         def work(actor: Actor) -> None:
             opened = self.open(actor)
             assert opened._index.view.segments
             with opened.writer() as writer:
                 self.writers[actor.name] = writer.wid
-                self._commit(writer, point_of(write_disk(writer, disk), len(disk), created, f"full{created}"))
+                self._commit(
+                    writer, point_of(write_disk(writer, disk), len(disk), created + self.skew, f"full{created}")
+                )
 
         return work
 
@@ -102,11 +109,11 @@ class Play:
             with opened.writer() as writer:
                 self.writers[actor.name] = writer.wid
                 base = next(point for point in opened.points() if point.record.vm_name == vm).record
-                old = self.disks[int(base.created)]
-                self.disks[created] = new = noise(created) + old[CHUNK:]
+                old = self.disks[base.created]
+                self.disks[created + self.skew] = new = noise(created) + old[CHUNK:]
                 disk = base.disks[0]
                 root = write_disk(writer, new, [0], base=disk.root, base_size=disk.size)
-                self._commit(writer, point_of(root, len(new), created, vm))
+                self._commit(writer, point_of(root, len(new), created + self.skew, vm))
 
         return work
 
@@ -127,7 +134,7 @@ class Play:
     def prune(self) -> Callable[[Actor], None]:
         def work(actor: Actor) -> None:
             ticks = count()
-            patience = Patience(silence=4, poll=1, clock=lambda: float(next(ticks)), sleep=actor.sleep)
+            patience = Patience(silence=4, poll=1, clock=lambda: next(ticks) * self.rate, sleep=actor.sleep)
             self.open(actor).prune(min_live=0.9, patience=patience)
 
         return work
@@ -148,9 +155,9 @@ class Play:
     def _restores(self, opened: Store) -> None:
         for point in opened.points():
             disk = point.record.disks[0]
-            assert read_disk(opened, disk.root, disk.size) == self.disks[int(point.record.created)]
-        left = {int(point.record.created) for point in opened.points()}
-        assert 2 in left and left & {3, 11}, "the newest points are never forgotten"
+            assert read_disk(opened, disk.root, disk.size) == self.disks[point.record.created]
+        left = {point.record.created for point in opened.points()}
+        assert 2 in left and left & {3, 11 + self.skew}, "the newest points are never forgotten"
 
 
 Works = dict[str, Callable[[Actor], None]]
@@ -169,18 +176,17 @@ def everybody(now: Play, seed: int) -> Works:
     }
 
 
-def scene(seed: int) -> tuple[Play, Works, dict[str, int]]:
+def scene(seed: int, now: Play) -> tuple[Play, Works, dict[str, int]]:
     """Who takes part in the schedule `seed`, and who dies."""
-    now = Play()
     cast = CASTS[seed % len(CASTS)]
     rng = random.Random(f"deaths {seed}")
     deaths = {rng.choice(cast): rng.randint(1, 60)} if rng.random() < 0.3 else {}
     return now, {name: everybody(now, seed)[name] for name in cast}, deaths
 
 
-def run(seed: int) -> set[str]:
+def run(seed: int, now: Play | None = None) -> set[str]:
     """Play one schedule and check what is left; what went on in it."""
-    now, works, deaths = scene(seed)
+    now, works, deaths = scene(seed, now or Play())
     actors = play(seed, works, deaths)
     seen = {f"{name} died" for name, actor in actors.items() if actor.steps >= deaths.get(name, END)}
     return seen | judge(now, actors)

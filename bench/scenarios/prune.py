@@ -1,0 +1,42 @@
+"""A store of many chunks, of which half the points are forgotten: how long a prune takes, and how much memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+from bench.child import call
+from bench.measure import Case, Check, Sample, interleave, seconds_of
+from bench.registry import Scenario, Setting
+
+# Seconds for a million chunks.
+_BAR = 10.0
+
+
+def run(setting: Setting) -> Iterator[Case]:
+    """One case: forget and prune, then compare what is left."""
+    count = setting.pick(1_000_000, 50_000, 4_000)
+    case = Case(f"half the points of a store of {count:,} chunks forgotten")
+    with setting.scratch() as scratch:
+        template, store = scratch / "template", scratch / "store"
+        call("make_generations", store=str(template), count=count)
+
+        def prune() -> Sample:
+            shutil.rmtree(store, ignore_errors=True)
+            shutil.copytree(template, store)
+            return call("forget_and_prune", store=str(store))
+
+        samples = interleave(setting.rounds, {"forget and prune": prune}, warm_up=False)
+        case.failures += call("check_generations", store=str(store)).facts["failures"]
+    taken = samples["forget and prune"]
+    for sample in taken:
+        if not sample.facts["repacked"] or not sample.facts["freed"] > sample.facts["copied"]:
+            case.failures.append("no space was given back")
+    case.series = seconds_of(samples)
+    case.checks.append(Check("seconds of the slowest", max(case.series["forget and prune"]), _BAR, "at most", "s"))
+    case.check_rss(taken)
+    case.facts = {name: taken[-1].facts[name] for name in ("records", "deleted", "repacked", "freed", "copied")}
+    yield case
+
+
+SCENARIOS = (Scenario("prune", "forgetting half the points of a store of many chunks, and pruning it", run),)
