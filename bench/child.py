@@ -19,7 +19,7 @@ from bench.measure import Sample
 
 
 def call(operation: str, **arguments: Any) -> Sample:
-    """Run an operation of `bench.ours` or `bench.pruning` in a child process.
+    """Run one of `bench.operations` in a child process.
 
     Raises `RuntimeError` with what it said if it fails.
 
@@ -52,9 +52,9 @@ def main() -> None:
     """Run one operation."""
     import uvloop
 
-    from bench import ours, pruning
+    from bench.operations import OPERATIONS
 
-    operation = getattr(pruning, sys.argv[1], None) or getattr(ours, sys.argv[1])
+    operation = OPERATIONS[sys.argv[1]]
     arguments = json.loads(sys.stdin.read())
     gc.collect()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -10,15 +10,18 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from mover import units
 from mover.printable import printable
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Parse = Callable[[Any], Any]
 Path = tuple[str | int, ...]
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 _REQUIRED = object()
 _LOGIN = re.compile(r"//[^/]*@")
@@ -151,7 +154,7 @@ def table(cls: type[T], value: Any, path: Path, complaints: list[Complaint]) -> 
     if not isinstance(value, dict):
         complaints.append(Complaint(path, shown(value), "a table"))
         return None
-    fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(cls) if field.metadata}  # type: ignore[arg-type]
+    fields = {field.name.replace("_", "-"): field for field in dataclasses.fields(cls) if field.metadata}
     values: dict[str, Any] = {}
     for name, found in value.items():
         field = fields.get(name)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from contextlib import aclosing
+from typing import Literal, Protocol
 
 from mover.events import Emit
 from mover.failure import as_mover_error
@@ -17,14 +18,23 @@ from protocol.arena import Arena
 from protocol.errors import ProtocolError
 from protocol.extent import Extent, split, total
 from protocol.vhd import MAX_SIZE
-from protocol.xapi import Transfers
+
+
+class Imports(Protocol):
+    """What takes the stream: `protocol.xapi.Transfers`."""
+
+    async def import_vdi(
+        self, vdi: str, *, format: Literal["raw", "vhd"], length: int, body: AsyncGenerator[bytes | memoryview, None]
+    ) -> None:
+        """Write `length` bytes, as a disk in `format` (raw or vhd), into the VDI `vdi` (a ref)."""
+        ...
 
 
 async def import_disk(
     store: Store,
     point: Point,
     disk: PointDisk,
-    transfers: Transfers,
+    transfers: Imports,
     vdi: str,
     arena: Arena,
     executor: Executor,
@@ -41,7 +51,7 @@ async def _import(
     store: Store,
     point: Point,
     disk: PointDisk,
-    transfers: Transfers,
+    transfers: Imports,
     vdi: str,
     arena: Arena,
     executor: Executor,

@@ -10,6 +10,7 @@ from mover.store import record as records
 from mover.store import segment as segments
 from mover.store.backend import Backend
 from mover.store.identity import Identity
+from mover.store.index import split_ids
 from mover.store.names import PackName, SegmentName
 from mover.store.pack_writer import PackWriter, Written
 from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_STORED, PAGE, BadRecordError, Record
@@ -98,3 +99,6 @@ class Copier:
     def _pack_written(self, written: Written) -> None:
         with self._lock:
             self._written.append(written)
+        # Each record is in one of the packs to be copied from as far as marks go: nobody asks for its id again.
+        keys, _ = columns([written.entries])
+        self._packs.indexed(split_ids(keys.tobytes()))

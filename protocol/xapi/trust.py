@@ -6,6 +6,7 @@ Certificates of further hosts, learnt over a verified connection, are pinned by 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import socket
@@ -128,9 +129,9 @@ class AnyFingerprint(aiohttp.Fingerprint):
         super().__init__(min(pins))
         self._pins = pins
 
-    def check(self, transport: object) -> None:
+    def check(self, transport: asyncio.BaseTransport) -> None:
         """Called by aiohttp right after the handshake. Raises aiohttp.ServerFingerprintMismatch."""
-        get_extra_info = transport.get_extra_info  # type: ignore[attr-defined]  # any asyncio transport
+        get_extra_info = transport.get_extra_info
         if not get_extra_info("sslcontext"):
             return
         certificate = get_extra_info("ssl_object").getpeercert(binary_form=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -192,8 +193,8 @@ async def test_an_export_that_fails_fails_the_vm_and_leaves_nothing(tmp_path: Pa
         here.simulator.faults.arm(fault)
         result = await here.run(xva(here))
         assert result.exit_code == 23
-        (failed,) = [event for event in here.events if getattr(event, "error", None) and hasattr(event, "outcome")]
-        assert words in str(failed.error)  # type: ignore[union-attr]
+        (failed,) = [event for event in here.events if isinstance(event, VmFinished) and event.error]
+        assert words in str(failed.error)
         assert here.store.points() == []
         assert here.snapshots() == []
         assert (await here.run(xva(here))).exit_code == 0
@@ -218,14 +219,16 @@ async def test_a_block_that_is_not_what_its_checksum_says_is_refused(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["error", "close", "task"])
-async def test_a_difference_that_breaks_off_leaves_the_base_for_the_next_run(tmp_path: Path, kind: str):
+async def test_a_difference_that_breaks_off_leaves_the_base_for_the_next_run(
+    tmp_path: Path, kind: Literal["error", "close", "task"]
+):
     async with site(tmp_path) as here:
         (vdi,) = here.simulator.vdis_of(here.simulator.make_vm("web", [40 * MiB]))
         here.simulator.guest(vdi).fill(0, 30 * MiB, "random")
         await here.run(xva(here))
         base = here.snapshots()
         here.simulator.guest(vdi).fill(0, 20 * MiB, "random")
-        here.simulator.faults.arm(HttpFault(kind, "export_raw_vdi", after=5 * MiB))  # type: ignore[arg-type]
+        here.simulator.faults.arm(HttpFault(kind, "export_raw_vdi", after=5 * MiB))
         assert (await here.run(xva(here))).exit_code == 23
         assert here.snapshots() == base
         assert len(here.store.points()) == 1

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,9 +51,9 @@ def states() -> list[list[bytes]]:
     return found
 
 
-def filled(path: Path, vms: tuple[str, ...] = ("web",), **options: object) -> Store:
+def filled(path: Path, vms: tuple[str, ...] = ("web",), **options: Any) -> Store:
     """A store with a point for each of `states`, of each VM."""
-    store = Store.create(path, **options)  # type: ignore[arg-type]
+    store = Store.create(path, **options)
     for vm in vms:
         for number, disks in enumerate(states()):
             with store.writer() as writer:
@@ -106,10 +107,9 @@ async def test_a_copy_holds_every_state_and_reads_what_differs(tmp_path: Path, p
     assert read <= size + 7 * chunk, "the first state, then what differs"
     for original, copy in zip(source.points(), target.points(), strict=True):
         assert copy.record.created == original.record.created
-        assert (copy.record.copied_from.store, copy.record.copied_from.point) == (  # type: ignore[union-attr]
-            source.config.store_id,
-            original.id,
-        )
+        origin = copy.record.copied_from
+        assert origin is not None
+        assert (origin.store, origin.point) == (source.config.store_id, original.id)
         assert target.get_blob(copy.record.metadata) == METADATA
     ids = {disk.root for point in source.points() for disk in point.record.disks}
     assert ids.isdisjoint({disk.root for point in target.points() for disk in point.record.disks})

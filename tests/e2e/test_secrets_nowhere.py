@@ -18,12 +18,21 @@ from tests.cli_site import MOVER, PASSWORD, MiB, Site, cli_site
 SESSION = re.compile(r"OpaqueRef:[0-9a-f-]{8,}|session_id=(?!\*)")
 
 
+class Posts(HTTPServer):
+    """Keeps what it is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Hook)
+        self.posted: list[str] = []
+
+
 class Hook(BaseHTTPRequestHandler):
     """Takes what is posted."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.posted.append(str(self.headers) + body.decode())  # type: ignore[attr-defined]
+        assert isinstance(self.server, Posts)
+        self.server.posted.append(str(self.headers) + body.decode())
         self.send_response(204)
         self.end_headers()
 
@@ -34,12 +43,11 @@ class Hook(BaseHTTPRequestHandler):
 @pytest.fixture
 def posted() -> Iterator[tuple[str, list[str]]]:
     """The URL of a webhook, and what it was sent."""
-    with HTTPServer(("127.0.0.1", 0), Hook) as server:
-        server.posted = []  # type: ignore[attr-defined]
+    with Posts() as server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/", server.posted  # type: ignore[attr-defined]
+            yield f"http://127.0.0.1:{server.server_port}/", server.posted
         finally:
             server.shutdown()
             serving.join()

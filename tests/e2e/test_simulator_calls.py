@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
@@ -22,9 +22,9 @@ async def pool(tmp_path: Path) -> AsyncIterator[SmallPool]:
         yield pool
 
 
-async def refused(awaitable: object, *description: str) -> None:
+async def refused(awaitable: Awaitable[object], *description: str) -> None:
     with pytest.raises(RpcError) as caught:
-        await awaitable  # type: ignore[misc]
+        await awaitable
     assert caught.value.description == list(description)
 
 

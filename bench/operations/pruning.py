@@ -1,20 +1,19 @@
-"""A store of many chunks, half of whose points are forgotten: what pruning it takes. Run by `bench.child`."""
+"""A store of many chunks, half of whose points are forgotten: what pruning it takes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bench.operations.place import Facts
 from mover.store import PointDisk, PointRecord, Store, Writer
 
 CHUNK = 64 << 10
 VMS = 4
 _BATCH = 64
-Facts = dict[str, Any]
 
 
 async def make_generations(store: str, count: int) -> Facts:
