@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from threading import Lock
 
-from mover.errors import StoreDamagedError
+from mover.store import pack
 from mover.store import record as records
-from mover.store import segment as segments
 from mover.store.backend import Backend
 from mover.store.identity import Identity
-from mover.store.index import split_ids
 from mover.store.names import PackName, SegmentName
 from mover.store.pack_writer import PackWriter, Written
+from mover.store.publish import publish_written
 from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_STORED, PAGE, BadRecordError, Record
 from mover.store.scrub import READ_AT_ONCE, Entry, runs
-from mover.store.segment import PackEntry
-from mover.store.writer import columns
 
 
 class Copier:
@@ -53,12 +50,7 @@ class Copier:
         self._packs.flush()
         if not self._written:
             return
-        keys, rows = columns([one.entries for one in self._written])
-        packs = [PackEntry(one.name, one.size) for one in self._written]
-        name = SegmentName(0, self._wid, number)
-        data = b"".join(segments.encode(self._identity, keys, rows, packs))
-        if not self._backend.put(name.key, self._identity.cipher.seal(name.key, data)):
-            raise StoreDamagedError(f"{name.key} exists already")
+        publish_written(self._backend, self._identity, SegmentName(0, self._wid, number), self._written)
 
     def close(self) -> None:
         """End the background thread."""
@@ -99,6 +91,5 @@ class Copier:
     def _pack_written(self, written: Written) -> None:
         with self._lock:
             self._written.append(written)
-        # Each record is in one of the packs to be copied from as far as marks go: nobody asks for its id again.
-        keys, _ = columns([written.entries])
-        self._packs.indexed(split_ids(keys.tobytes()))
+        # Of a record one place is marked, so nothing is copied twice.
+        self._packs.indexed([id for id, *_ in pack.ENTRY.iter_unpack(written.entries)])

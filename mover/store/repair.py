@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mover.errors import StoreDamagedError
 from mover.store import pack, record
 from mover.store import segment as segments
 from mover.store.backend import Backend, ObjectMissingError
@@ -30,11 +29,11 @@ from mover.store.names import INDEX, PACKS, PackName, SegmentName, parse_pack
 from mover.store.pack import BadPackError
 from mover.store.pages import PageCache
 from mover.store.point import Point
+from mover.store.publish import publish
 from mover.store.reach import entries_of
 from mover.store.record import HEADER_LENGTH, MAX_STORED, BadRecordError
 from mover.store.scrub import Entry, PackReport, Scrub
 from mover.store.segment import PackEntry
-from mover.store.writer import columns
 from protocol.extent import Extent, total
 
 # Records listed by one segment of those made anew.
@@ -163,11 +162,7 @@ class Repair:
             self._put_segment(packs, tables)
 
     def _put_segment(self, packs: Sequence[PackEntry], tables: Sequence[bytes]) -> None:
-        keys, rows = columns(tables)
-        name = SegmentName(0, self.wid, self._number())
-        data = b"".join(segments.encode(self.identity, keys, rows, packs))
-        if not self.backend.put(name.key, self.identity.cipher.seal(name.key, data)):
-            raise StoreDamagedError(f"{name.key} exists already")
+        publish(self.backend, self.identity, SegmentName(0, self.wid, self._number()), packs, tables)
 
     def _number(self) -> int:
         self._next_segment += 1

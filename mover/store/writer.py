@@ -7,18 +7,14 @@ from contextlib import suppress
 from threading import Lock
 from types import TracebackType
 
-import numpy as np
-import numpy.typing as npt
-
-from mover.errors import StoreDamagedError, StoreUnansweredError
+from mover.errors import StoreUnansweredError
 from mover.store import pack, partial
 from mover.store import point as points
 from mover.store import record as records
-from mover.store import segment as segments
 from mover.store.backend import Backend
 from mover.store.config import Config
 from mover.store.identity import Identity
-from mover.store.index import Index, split_ids
+from mover.store.index import Index
 from mover.store.lease import Lease, fenced
 from mover.store.merge import due, merge
 from mover.store.names import DATA, META, PartialName, PointName, SegmentName
@@ -26,10 +22,10 @@ from mover.store.pack_writer import PackWriter, Written
 from mover.store.pages import GuardedPages, PageCache
 from mover.store.partial import PartialRun
 from mover.store.point import PointRecord
+from mover.store.publish import publish_written
 from mover.store.record import BLOB, CHUNK, MAX_RAW, PAGE, Record
 from mover.store.records import Records
 from mover.store.seal import Compressors, Make, Sealed, Sealer
-from mover.store.segment import PackEntry
 from mover.store.tree import Begun, Tree
 
 # After this many new records an index segment is published, so that a run that is killed has not worked for nothing.
@@ -254,21 +250,12 @@ class Writer:
         with self._publishing:
             if not self._unpublished:
                 return
-            packs = list(self._unpublished)
-            keys, rows = columns([one.entries for one in packs])
-            entries = [PackEntry(one.name, one.size) for one in packs]
             name = SegmentName(0, self.wid, self._next_segment)
-            upload = self._identity.cipher.sealing(name.key, self._backend.create(name.key))
-            try:
-                upload.write(segments.encode(self._identity, keys, rows, entries))
-                if not upload.commit():
-                    raise StoreDamagedError(f"{name.key} exists already")
-            finally:
-                upload.abort()
+            ids = publish_written(self._backend, self._identity, name, self._unpublished)
             self._next_segment += 1
             self._unpublished.clear()
             self._index.add(name)
-            self._packs.indexed(split_ids(keys.tobytes()))
+            self._packs.indexed(ids)
             self._merge()
 
     def _merge(self) -> None:
@@ -282,19 +269,3 @@ class Writer:
             for loaded in chosen:
                 if loaded.name not in {kept.name for kept in self._index.view.segments}:
                     self._backend.delete(loaded.name.key)
-
-
-_ENTRY = np.dtype([("id", "V32"), ("offset", "<u4"), ("length", "<u4"), ("meta", "<u4"), ("check", "<u4")])
-
-
-def columns(tables: Sequence[bytes]) -> tuple[segments.U64, npt.NDArray[np.void]]:
-    """The tables of packs, as keys and rows of a segment; packs are numbered in the order given."""
-    entries = [np.frombuffer(table, _ENTRY) for table in tables]
-    joined = np.concatenate(entries) if entries else np.empty(0, _ENTRY)
-    keys = np.ascontiguousarray(joined["id"]).view("<u8").reshape(-1, 4)
-    rows = np.empty(len(joined), segments.ROW)
-    rows["rest"] = keys[:, 1:]
-    rows["pack"] = np.repeat(np.arange(len(entries), dtype=np.uint32), [len(one) for one in entries])
-    for name in ("offset", "length", "meta"):
-        rows[name] = joined[name]
-    return keys, rows
