@@ -31,9 +31,9 @@ from protocol.extent import total
 from protocol.tasks import in_thread
 from protocol.vhd import MAX_SIZE
 
-# Slots and threads: where the store is far away more, each with what it reads in one go, within the memory there is.
-_SLOTS = 4
-_MOST_SLOTS = 5
+# Threads: where the store is far away more, each with what it reads in one go, within the memory there is.
+_THREADS = 4
+_MOST_THREADS = 5
 _SLOT = 2 << 20
 _AGAIN = "the same command goes on where this one ended"
 
@@ -68,10 +68,12 @@ async def restore_to_files(
         _write_metadata(store, point, directory, name)
     except StoreDamagedError as error:
         damaged.append(StoreDamagedError(f"{point.record.vm_name}, its configuration: {error}", error.hint))
-    threads = max(_SLOTS, min(store.readers, _MOST_SLOTS))
+    threads = max(_THREADS, min(store.readers, _MOST_THREADS))
+    # Two slots for each thread: the next part is ready when it is done with one. Not worth the memory if it waits.
+    slots = threads if store.readers > 1 else 2 * threads
     with ThreadPoolExecutor(threads, "restore") as executor:
         # Parts of whole chunks can be compared with their ids.
-        work = _Work(store, point, Arena(threads, max(_SLOT, store.chunk_size)), executor, emit)
+        work = _Work(store, point, Arena(slots, max(_SLOT, store.chunk_size)), executor, emit)
         if form == "xva":
             files.append(directory / f"{name}.xva")
             await _restore_vm(work, chosen, files[0])

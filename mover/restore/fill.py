@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 from mover.restore.layout import Checked, Given, Layout, Part
 from mover.restore.progress import RestoreProgress
+from mover.restore.writeback import Writeback
 from protocol.arena import Arena
 from protocol.extent import Extent, split, total
 from protocol.tasks import settled, task_group
@@ -49,13 +50,13 @@ class _DifferentError(Exception):
 
 @dataclass(frozen=True)
 class Filled:
-    """An open file and what it should hold. `fresh`: nothing is in it. With `write` it is mended where it differs."""
+    """An open file and what it should hold. `fresh`: nothing is in it. With a `writeback` it is mended."""
 
     descriptor: int
     layout: Layout
     reader: Holds
     fresh: bool
-    write: bool
+    writeback: Writeback | None
 
     def settle(self, part: Part, room: memoryview) -> int:
         """Look after one part; the number of bytes that were read from the store for it."""
@@ -70,7 +71,7 @@ class Filled:
             _read(self.descriptor, view, part.at)
             wrong = self.reader.differing(extent.offset, view)
         for piece in wrong:
-            self._refuse_unless_writing()
+            self._writing()
             at = piece.offset - extent.offset
             self.reader.read_into(piece.offset, view[at : at + piece.length])
             self._put(view[at : at + piece.length], part.at + at)
@@ -100,14 +101,16 @@ class Filled:
         return bool(some)
 
     def _put(self, view: memoryview, at: int) -> None:
-        self._refuse_unless_writing()
+        writeback = self._writing()
         written = 0
         while written < len(view):
             written += os.pwrite(self.descriptor, view[written:], at + written)
+        writeback.wrote(written)
 
-    def _refuse_unless_writing(self) -> None:
-        if not self.write:
+    def _writing(self) -> Writeback:
+        if self.writeback is None:
             raise _DifferentError
+        return self.writeback
 
 
 async def fill(
@@ -124,7 +127,7 @@ async def fill(
     """
     fresh = os.fstat(descriptor).st_size == 0
     os.ftruncate(descriptor, layout.length)
-    await _go_through(Filled(descriptor, layout, reader, fresh, True), arena, executor, progress)
+    await _go_through(Filled(descriptor, layout, reader, fresh, Writeback(descriptor)), arena, executor, progress)
     await _in_thread(executor, partial(os.fsync, descriptor))
 
 
@@ -141,7 +144,7 @@ async def is_filled(
         return False
     same = True
     try:
-        await _go_through(Filled(descriptor, layout, reader, False, False), arena, executor, progress)
+        await _go_through(Filled(descriptor, layout, reader, False, None), arena, executor, progress)
     except* _DifferentError:
         same = False
     return same

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -99,6 +100,25 @@ def stored(data: bytes) -> int:
 
 def allocated(file: Path) -> int:
     return file.stat().st_blocks * 512
+
+
+async def test_a_file_is_whole_and_synced_before_it_has_its_name(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the kernel writes it while it is being filled does not stand for the sync at the end."""
+    folder = tmp_path / "out"
+    synced: list[tuple[str, bytes]] = []
+    sync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+        synced.append((path.name, path.read_bytes() if path.is_file() else b""))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    await restore(store, folder, "raw")
+    assert [name for name, _ in synced] == ["web-0.raw.partial", "out", "web-1.raw.partial", "out"]
+    assert synced[0][1] == LARGE and synced[2][1] == patchy()
 
 
 @pytest.mark.parametrize("form", FORMATS)
