@@ -7,6 +7,7 @@ What has not changed is zeros here, which costs the readers of whole blocks less
 from __future__ import annotations
 
 import shutil
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from protocol.extent import Extent, align, total
 _BLOCK = 2 * MiB
 # The share of the granules that is dirty, and the size of the disk in MiB.
 _SHARES = {0.001: 8192, 0.01: 2048, 0.1: 512}
+# Most cells are over in a fraction of a second, of which a sync of the disk more or less is a tenth.
+_LEAST_ROUNDS = 5
 
 
 def run(setting: Setting) -> Iterator[Case]:
@@ -79,7 +82,7 @@ def _case(
         return call("back_up", place=place, store=str(store), extents=asked, merging=merging)
 
     samples = interleave(
-        setting.rounds,
+        setting.rounds if setting.small else max(setting.rounds, _LEAST_ROUNDS),
         {
             "2 MiB blocks": lambda: reading(blocks, merging=False),
             "exact": lambda: reading(extents, merging=False),
@@ -93,7 +96,8 @@ def _case(
     written = call("stored_bytes", store=str(store)).facts["all"]
     mine = samples["ours"]
     case.series = seconds_of(samples)
-    better = [min(pair) for pair in zip(case.series["exact"], case.series["2 MiB blocks"], strict=True)]
+    # The better way to read, not the luckier of two runs: a minimum of two is less than either, whoever is better.
+    better = min(case.series["exact"], case.series["2 MiB blocks"], key=statistics.median)
     case.checks += [
         Check("time / better of exact and 2 MiB", ratio(case.series["ours"], better), 1.1, "at most", "x"),
         Check("bytes read / dirty", max(s.facts["read"] for s in mine) / dirty, 1.0 if exact else None, "at most", "x"),
