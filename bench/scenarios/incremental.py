@@ -75,26 +75,24 @@ def _case(
     case = Case(name)
     dirty = total(extents)
     blocks = align(extents, _BLOCK, disk.stat().st_size)
-    store = scratch / "store"
 
-    def reading(asked: list[Extent], *, merging: bool) -> Sample:
-        shutil.rmtree(store, ignore_errors=True)
-        return call("back_up", place=place, store=str(store), extents=asked, merging=merging)
+    def reading(who: str, asked: list[Extent], *, merging: bool) -> Sample:
+        shutil.rmtree(scratch / who, ignore_errors=True)
+        return call("back_up", place=place, store=str(scratch / who), extents=asked, merging=merging)
 
     samples = interleave(
         setting.rounds if setting.small else max(setting.rounds, _LEAST_ROUNDS),
         {
-            "2 MiB blocks": lambda: reading(blocks, merging=False),
-            "exact": lambda: reading(extents, merging=False),
-            "ours": lambda: reading(extents, merging=True),
+            "2 MiB blocks": lambda: reading("blocks", blocks, merging=False),
+            "exact": lambda: reading("exact", extents, merging=False),
+            "ours": lambda: reading("ours", extents, merging=True),
         },
     )
-    # The order of a round changes, so the store that is left need not be ours.
-    last = reading(extents, merging=True)
-    found = call("compare", store=str(store), point=last.facts["point"], images=[str(disk)])
+    mine, store = samples["ours"], str(scratch / "ours")
+    last = mine[-1]
+    found = call("compare", store=store, point=last.facts["point"], images=[str(disk)])
     case.failures += found.facts["failures"]
-    written = call("stored_bytes", store=str(store)).facts["all"]
-    mine = samples["ours"]
+    written = call("stored_bytes", store=store).facts["all"]
     case.series = seconds_of(samples)
     # The better way to read, not the luckier of two runs: a minimum of two is less than either, whoever is better.
     better = min(case.series["exact"], case.series["2 MiB blocks"], key=statistics.median)

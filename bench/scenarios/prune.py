@@ -15,7 +15,7 @@ _BAR = 10.0
 
 def run(setting: Setting) -> Iterator[Case]:
     """One case: forget and prune, then compare what is left."""
-    count = setting.pick(1_000_000, 50_000, 4_000)
+    count = setting.pick(1_000_000, 20_000, 4_000)
     case = Case(f"half the points of a store of {count:,} chunks forgotten")
     with setting.scratch() as scratch:
         template, store = scratch / "template", scratch / "store"

@@ -24,41 +24,48 @@ _FILE_BLOCK = 4096
 
 
 def run(setting: Setting) -> Iterator[Case]:
-    """A case for each kind of target; the peers are the same, and run again beside each."""
+    """A case for each kind of target, all in the same rounds with the same peers; then blocks of one file."""
     image = setting.image()
     with setting.scratch() as scratch:
-        store = str(scratch / "store")
+        store, target = str(scratch / "store"), scratch / "restored"
         with nbdkit("file", str(image)) as port:
             call("back_up", place={"ports": [port]}, store=store)
-        yield _to_file(setting, image, scratch, store)
+
+        def to_file() -> Sample:
+            shutil.rmtree(target, ignore_errors=True)
+            return call("restore_files", store=store, directory=str(target))
+
+        size = f"restore of {setting.mib} MiB"
+        cases = {
+            "raw": Case(f"{size} to a raw file"),
+            "vhd": Case(f"{size} as VHD stream to nowhere"),
+            "xva": Case(f"{size} as XVA stream to nowhere"),
+        }
+        ours = {
+            "raw": to_file,
+            "vhd": lambda: call("restore_stream", store=store, form="vhd"),
+            "xva": lambda: call("restore_stream", store=store, form="xva"),
+        }
+        for case in cases.values():
+            setting.present(case, "qemu-img", "zstd")
+        peers = _peers(image, scratch)
+        samples = interleave(setting.rounds, {**ours, **peers})
+        for file in samples["raw"][-1].facts["files"]:
+            if subprocess.run(["cmp", "-s", file, image], check=False).returncode:
+                cases["raw"].failures.append("the restored file differs from the image")
+        shutil.rmtree(target)
         for form in ("vhd", "xva"):
-            yield _to_stream(setting, image, scratch, store, form)
+            _compare_stream(setting, cases[form], image, scratch, store, form)
+        for form, case in cases.items():
+            case.series = seconds_of({"ours": samples[form], **{peer: samples[peer] for peer in peers}})
+            ratios_to_ours(case, {_CONVERT: 1.0 if form == "raw" else 0.8})
+            case.check_rss(samples[form])
+            yield case
         yield _one_file(setting, image, store)
 
 
-def _to_file(setting: Setting, image: Path, scratch: Path, store: str) -> Case:
-    case = Case(f"restore of {setting.mib} MiB to a raw file")
-    target = scratch / "restored"
-
-    def ours() -> Sample:
-        shutil.rmtree(target, ignore_errors=True)
-        return call("restore_files", store=store, directory=str(target))
-
-    samples = interleave(setting.rounds, {"ours": ours, **_peers(setting, case, image, scratch)})
-    for file in samples["ours"][-1].facts["files"]:
-        if subprocess.run(["cmp", "-s", file, image], check=False).returncode:
-            case.failures.append("the restored file differs from the image")
-    shutil.rmtree(target)
-    case.series = seconds_of(samples)
-    ratios_to_ours(case, {_CONVERT: 1.0})
-    case.check_rss(samples["ours"])
-    return case
-
-
-def _to_stream(setting: Setting, image: Path, scratch: Path, store: str, form: str) -> Case:
-    case = Case(f"restore of {setting.mib} MiB as {form.upper()} stream to nowhere")
-    peers = _peers(setting, case, image, scratch)
-    samples = interleave(setting.rounds, {"ours": lambda: call("restore_stream", store=store, form=form), **peers})
+def _compare_stream(setting: Setting, case: Case, image: Path, scratch: Path, store: str, form: str) -> None:
+    """What others find in the stream, against the image."""
     target = scratch / f"disk.{form}"
     case.failures += call("restore_stream", store=store, form=form, target=str(target)).facts["failures"]
     if form == "xva":
@@ -68,10 +75,6 @@ def _to_stream(setting: Setting, image: Path, scratch: Path, store: str, form: s
         if subprocess.run(compare, check=False).returncode:
             case.failures.append("qemu-img says that the VHD differs from the image")
     target.unlink()
-    case.series = seconds_of(samples)
-    ratios_to_ours(case, {_CONVERT: 0.8})
-    case.check_rss(samples["ours"])
-    return case
 
 
 def _compare_xva(archive: Path, image: Path) -> list[str]:
@@ -124,7 +127,8 @@ def _blocks_of(image: Path, path: str) -> list[int]:
     return [int(word) for word in said.split()]
 
 
-def _peers(setting: Setting, case: Case, image: Path, scratch: Path) -> dict[str, Callable[[], Sample]]:
+def _peers(image: Path, scratch: Path) -> dict[str, Callable[[], Sample]]:
+    """Those that are there."""
     found: dict[str, Callable[[], Sample]] = {}
     out = scratch / "out"
 
@@ -137,16 +141,14 @@ def _peers(setting: Setting, case: Case, image: Path, scratch: Path) -> dict[str
 
         return once
 
-    if setting.present(case, "qemu-img"):
+    if find_peer("qemu-img"):
         packed = scratch / "packed.qcow2"
-        if not packed.exists():
-            form = ["-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd"]
-            subprocess.run(["qemu-img", "convert", "-c", "-W", *form, str(image), str(packed)], check=True)
+        form = ["-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd"]
+        subprocess.run(["qemu-img", "convert", "-c", "-W", *form, str(image), str(packed)], check=True)
         found[_CONVERT] = timed("qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(packed), str(out))
-    if setting.present(case, "zstd"):
+    if find_peer("zstd"):
         archive = scratch / "packed.zst"
-        if not archive.exists():
-            subprocess.run(["zstd", "-q", "-1", "-T2", str(image), "-o", str(archive)], check=True)
+        subprocess.run(["zstd", "-q", "-1", "-T2", str(image), "-o", str(archive)], check=True)
         found[_UNPACK] = timed("zstd", "-q", "-d", "-f", "--sparse", str(archive), "-o", str(out))
     return found
 
