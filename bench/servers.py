@@ -8,13 +8,17 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+
+import nbd
+
+from protocol.extent import Extent
 
 
 @contextmanager
@@ -31,6 +35,17 @@ def nbdkit(*arguments: str) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+def write_extents(port: int, source: Path, extents: Sequence[Extent]) -> None:
+    """Write these parts of a file to the same places of what nbdkit serves at `port`."""
+    handle = nbd.NBD()
+    handle.connect_tcp("127.0.0.1", str(port))
+    with source.open("rb") as file:
+        for extent in extents:
+            file.seek(extent.offset)
+            handle.pwrite(file.read(extent.length), extent.offset)
+    handle.shutdown()
 
 
 @contextmanager
