@@ -54,7 +54,7 @@ def run_four(setting: Setting) -> Iterator[Case]:
 
 def run_many(setting: Setting) -> Iterator[Case]:
     """VMs a second. Each is small, so that what counts is what a VM costs and not its bytes."""
-    count, size = setting.pick(200, 20, 4), 32 * MiB
+    count, size = setting.pick(200, 30, 4), 32 * MiB
     case = Case(f"{count} VMs of 32 MiB")
     names = [f"vm{number}" for number in range(count)]
     with setting.scratch() as scratch, simulated_pool(scratch / "pool", *_OPEN) as pool:
