@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -90,13 +90,15 @@ async def run_job(
         store = _open_or_create(job, totals)
         async with join_pool(job.pool) as (pool, transfers):
             records = await read_records(pool)
-            selected = [with_mode(vm, chosen, full=full) for vm in _select(job, records, vms, totals)]
+            selected = _select(job, records, vms, totals)
             names = [vm.name for vm in selected]
+            keeping = {vm.uuid for vm in selected if _keeps_base(job, vm)}
+            selected = [with_mode(vm, chosen, full=full) for vm in selected]
             totals(RunStarted(run=run, job=job.name, schedule=schedule, action="backup", vms=names))
             with store.writer() as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
                 session = _session(job, run, schedule, pool, transfers, store, writer, executor, records, totals)
                 async with _signs_of_life(writer), noting_down(session.unfinished, job.limits.note_every):
-                    result = RunResult(run, tuple(await _all_vms(session, job, selected)))
+                    result = RunResult(run, tuple(await _all_vms(session, job, selected, keeping)))
         if result.exit_code == 0 and has_policy(job.retention):
             _retain(job, store, totals)
     totals(
@@ -300,14 +302,17 @@ def _arena(chunk_size: int) -> Arena:
 
 
 def _keeps_base(job: Job, vm: SelectedVm) -> bool:
-    """Whether a later run can use this one's snapshot: the policy, and whether any run of the job is incremental."""
+    """Whether the snapshot of `vm`, as the job selects it, stays for later runs.
+
+    With `auto` it does if a schedule of the job can be incremental, or, in a job without schedules, the VM's own mode.
+    """
     if vm.backup.keep_snapshot != "auto":
         return vm.backup.keep_snapshot != "none"
-    modes = [schedule.mode for schedule in job.schedules] or [job.backup.mode]
+    modes = [schedule.mode for schedule in job.schedules] or [vm.backup.mode]
     return any(mode != "full" for mode in modes)
 
 
-async def _all_vms(session: Session, job: Job, vms: Sequence[SelectedVm]) -> list[VmResult]:
+async def _all_vms(session: Session, job: Job, vms: Sequence[SelectedVm], keeping: Collection[str]) -> list[VmResult]:
     room = asyncio.Semaphore(job.limits.vms)
     try:
         await release_left(session)
@@ -318,7 +323,7 @@ async def _all_vms(session: Session, job: Job, vms: Sequence[SelectedVm]) -> lis
         # The next one begins once this one is safe: until old snapshots are gone can take long.
         async with AsyncExitStack() as place:
             await place.enter_async_context(room)
-            return await _one_vm(session, vm, place.aclose, keep_base=_keeps_base(job, vm))
+            return await _one_vm(session, vm, place.aclose, keep_base=vm.uuid in keeping)
 
     async with task_group() as group:
         tasks = [group.create_task(one(vm)) for vm in vms]

@@ -133,10 +133,10 @@ class BackupSection:
         "as suspended; a regular snapshot is taken if that fails",
     )
     keep_snapshot: str = key(
-        choice("auto", "data", "metadata", "none"),
-        "auto",
-        "what stays on the pool as the next base: the snapshot, only its CBT log, or nothing; auto: the snapshot, if a "
-        "later run can be incremental",
+        choice("data", "metadata", "auto", "none"),
+        "data",
+        "what stays on the pool as the next base: data: the snapshot, also of a job of fulls only; metadata: only its "
+        "CBT log; auto: the snapshot, if a schedule of the job (without any: mode) can be incremental; none: nothing",
     )
 
 

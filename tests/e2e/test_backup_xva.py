@@ -112,13 +112,35 @@ async def test_ova_xml_is_kept_as_metadata(tmp_path: Path):
             assert {"VM", "VBD", "VDI"} <= {item.cls for item in parse_ova(about.ova_xml.encode()).objects}
 
 
-@pytest.mark.parametrize(("modes", "kept"), [(["full"], False), (["full", "incremental"], True), ([], True)])
-async def test_the_snapshot_stays_only_for_schedules_that_need_it(tmp_path: Path, modes: list[str], kept: bool):
+@pytest.mark.parametrize("strategy", ["cbt", "xva"])
+@pytest.mark.parametrize(
+    ("modes", "kept"), [(["full"], False), (["full", "full"], False), (["full", "incremental"], True), ([], True)]
+)
+async def test_the_snapshot_stays_only_for_schedules_that_need_it(
+    tmp_path: Path, modes: list[str], kept: bool, strategy: str
+):
     async with site(tmp_path) as here:
         here.simulator.make_vm("web", [2 * MiB])
+        backup = f'[backup]\nstrategy = "{strategy}"\n'
         schedules = "".join(f'[[schedules]]\nname = "s{n}"\nmode = "{mode}"\n' for n, mode in enumerate(modes))
-        assert (await here.run(xva(here, schedules))).exit_code == 0
+        assert (await here.run(here.job(f'{backup}keep-snapshot = "auto"\n{schedules}'), full=True)).exit_code == 0
         assert bool(here.snapshots()) == kept
+        # By default it stays whatever the schedules are: the first run that may be incremental is.
+        assert (await here.run(here.job(backup + schedules), full=True)).exit_code == 0
+        assert here.snapshots()
+        assert (await here.run(here.job(backup))).exit_code == 0
+        assert [plan.mode for plan in here.planned()] == ["incremental"]
+
+
+async def test_without_schedules_the_vms_own_mode_says_whether_its_snapshot_stays(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        here.simulator.make_vm("db", [2 * MiB])
+        selector = 'name = "web"\nmode = "full"\n[[vms]]\nname = "db"'
+        job = here.job('[backup]\nkeep-snapshot = "auto"\n', selector)
+        assert (await here.run(job)).exit_code == 0
+        kept = {disk.snapshot_uuid for point in here.store.points() for disk in point.record.disks} - {None}
+        assert set(here.snapshots()) == kept and len(kept) == 1
 
 
 async def test_without_its_base_a_vm_is_read_in_full_and_says_why(tmp_path: Path):
