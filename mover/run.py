@@ -8,9 +8,9 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ from protocol.arena import Arena
 from protocol.errors import PoolUnreachableError, XapiError
 from protocol.nbd import Budget
 from protocol.tasks import task_group
-from protocol.xapi import Pool, Transfers, Trust, connect, open_transfers
+from protocol.xapi import Patience, Pool, Transfers, Trust, connect, open_transfers
 
 # What all disks of a run together hold on its way from a socket to a pack: 24 slots of 2 MiB, or fewer larger ones
 # where the store's chunks are larger.
@@ -83,7 +83,7 @@ async def run_job(
     active, no store, no pool, no such VM or schedule.
     """
     started = time.monotonic()
-    run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    run = f"{datetime.fromtimestamp(time.time(), UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     totals = _Totals(emit)
     chosen = chosen_schedule(job, schedule)
     with run_lock(job.name):
@@ -95,7 +95,7 @@ async def run_job(
             keeping = {vm.uuid for vm in selected if _keeps_base(job, vm)}
             selected = [with_mode(vm, chosen, full=full) for vm in selected]
             totals(RunStarted(run=run, job=job.name, schedule=schedule, action="backup", vms=names))
-            with store.writer() as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
+            with _writer(store, totals) as writer, ThreadPoolExecutor(os.cpu_count() or 2, "seal") as executor:
                 session = _session(job, run, schedule, pool, transfers, store, writer, executor, records, totals)
                 async with _signs_of_life(writer), noting_down(session.unfinished, job.limits.note_every):
                     result = RunResult(run, tuple(await _all_vms(session, job, selected, keeping)))
@@ -150,6 +150,21 @@ def _retain(job: Job, store: Store, emit: Emit) -> None:
         emit(
             Note(level="info", message=f"forgot {len(forgotten)} restore points; `mover prune` gives their space back")
         )
+
+
+@contextmanager
+def _writer(store: Store, emit: Emit) -> Iterator[Writer]:
+    """A writer for the run. Every point is committed when it ends: failing then concerns what the next run may find."""
+    ended = False
+    try:
+        with store.writer() as writer:
+            yield writer
+            ended = True
+    except MoverError as error:
+        if not ended:
+            raise
+        message = f"what was read of VMs that failed is not all kept for the next run: {error}"
+        emit(Note(level="warning", message=message))
 
 
 @asynccontextmanager
@@ -222,7 +237,11 @@ async def join_pool(section: PoolSection) -> AsyncIterator[tuple[Pool, Transfers
     except (ValueError, OSError) as error:
         raise JobError(f"[pool]: {error}") from error
     try:
-        async with connect(section.url, section.username, password, trust) as pool, open_transfers(pool) as transfers:
+        patience = Patience(away=section.retry_for)
+        async with (
+            connect(section.url, section.username, password, trust, patience=patience) as pool,
+            open_transfers(pool) as transfers,
+        ):
             yield pool, transfers
     except (PoolUnreachableError, XapiError) as error:
         raise as_mover_error(error) or error from error

@@ -75,6 +75,11 @@ class PoolSection:
         "system's authorities decide",
         'example "sha256:…"',
     )
+    retry_for: float = key(
+        duration,
+        120.0,
+        "how long a run waits for a pool that was there and does not answer any more: a master that restarts, say",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

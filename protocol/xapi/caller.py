@@ -13,6 +13,7 @@ from typing import Any
 
 from protocol.errors import PoolCertificateError, PoolUnreachableError, ProtocolError, XapiError
 from protocol.secret import Secret
+from protocol.xapi.absence import Absence
 from protocol.xapi.address import Address
 from protocol.xapi.channel import Channel, NotSentError
 from protocol.xapi.channels import AFTERMATH, Channels
@@ -22,13 +23,16 @@ from protocol.xapi.trust import Trust
 _READS = frozenset({"VDI.list_changed_blocks", "system.listMethods"})
 # How often HOST_IS_SLAVE is followed: hosts that point at each other must not keep a client busy for ever.
 _MAX_HOPS = 3
+# A toolstack that is starting looks at no call yet.
+_STARTING = "HOST_STILL_BOOTING"
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
     """Seconds, and how often. `call` is the longest silence during a call; the waits between attempts double.
 
-    `task` bounds a call that runs as a task: the pool itself waits up to two hours for an object that is busy.
+    `task` bounds a call that runs as a task: the pool itself waits up to two hours for an object that is busy. A pool
+    that has answered before may be `away` for so long; after that each call is tried once, until one is answered.
     """
 
     connect: float = 10.0
@@ -37,6 +41,7 @@ class Patience:
     attempts: int = 5
     first_wait: float = 0.5
     longest_wait: float = 15.0
+    away: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class Caller:
         self._credentials = credentials
         self._login = asyncio.Lock()
         self._channels = Channels(address, trust, patience.connect)
+        self._absence = Absence(2 * (patience.connect + patience.call + patience.longest_wait))
 
     @property
     def address(self) -> Address:
@@ -103,19 +109,31 @@ class Caller:
             except PoolCertificateError:
                 raise
             except PoolUnreachableError as error:
-                never_sent = isinstance(error, NotSentError)
-                if attempt >= self.patience.attempts or not (repeat or never_sent):
+                if not self._tries_again(attempt) or not (repeat or isinstance(error, NotSentError)):
                     raise
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, self.patience.longest_wait)
             except XapiError as error:
-                # The host did not look at the call: it is no longer the master.
-                if error.code == "HOST_IS_SLAVE" and hops < _MAX_HOPS:
-                    hops += 1
-                elif error.code == "SESSION_INVALID" and repeat and not renewals:
-                    renewals += 1
-                else:
-                    raise
+                match error.code:
+                    # The host did not look at the call: it is no longer the master.
+                    case "HOST_IS_SLAVE" if hops < _MAX_HOPS:
+                        hops += 1
+                        continue
+                    # Who begins a task is told so before there is one.
+                    case "SESSION_INVALID" if (repeat or method.startswith("Async.")) and not renewals:
+                        renewals += 1
+                        continue
+                    case _ if error.code == _STARTING and self._tries_again(attempt):
+                        pass
+                    case _:
+                        raise
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, self.patience.longest_wait)
+
+    def _tries_again(self, attempt: int) -> bool:
+        """Take note that the pool did not answer, and say whether to try again."""
+        away = self._absence.failed(asyncio.get_running_loop().time())
+        if away is None or not self.patience.away:
+            return attempt < self.patience.attempts
+        return away < self.patience.away
 
     async def current_session(self, expired: Secret | None = None) -> Secret:
         """Return the session's reference, logging in again where there is none or where it is `expired`."""
@@ -147,8 +165,12 @@ class Caller:
         async with self._channels.one() as channel:
             try:
                 work = partial(channel.call, method, (session, *params), silence)
-                return await self._channels.in_thread(channel, work, silence, landed)
+                answer = await self._channels.in_thread(channel, work, silence, landed)
+                self._absence.answered()
+                return answer
             except XapiError as error:
+                if error.code != _STARTING:
+                    self._absence.answered()
                 # Others may have logged in again meanwhile.
                 if error.code in ("SESSION_INVALID", "HOST_IS_SLAVE") and self.session == session:
                     self.session = None

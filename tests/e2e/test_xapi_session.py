@@ -19,6 +19,7 @@ from protocol.errors import (
 )
 from protocol.secret import Secret
 from protocol.xapi import Patience, Pool, Trust, connect
+from protocol.xapi.absence import Absence
 from protocol.xapi.trust import fingerprint, format_fingerprint
 from tests.rawpool_fixtures import PASSWORD, USER, Certificate, RawPool, Refused, make_certificate, raw_pool
 
@@ -174,6 +175,15 @@ async def test_an_expired_session_does_not_repeat_a_change() -> None:
         assert server.calls.count("VM.create") == 2
 
 
+async def test_an_expired_session_repeats_what_only_begins_a_task() -> None:
+    async with raw_pool() as server:
+        server.methods["Async.VM.create"] = lambda record: "OpaqueRef:task"
+        async with joined(server) as pool:
+            server.sessions.clear()
+            assert await pool.call("Async.VM.create", {}) == "OpaqueRef:task"
+        assert server.calls.count("Async.VM.create") == 2
+
+
 @pytest.mark.parametrize(("method", "sent"), [("VM.get_all", 2), ("VM.create", 1)])
 async def test_a_lost_answer_repeats_reads_only(method: str, sent: int) -> None:
     received: list[str] = []
@@ -211,6 +221,65 @@ async def test_an_idle_connection_that_the_server_closed_loses_no_call() -> None
             await writers[-1].wait_closed()
             assert await pool.call("VM.create", {}) == "OpaqueRef:vm"
         assert server.calls.count("VM.create") == 1
+
+
+async def test_a_pool_that_was_there_is_waited_for() -> None:
+    """Far longer than the attempts of one call last, and by all calls together."""
+    patience = Patience(connect=5, call=5, task=20, attempts=2, first_wait=0.01, longest_wait=0.02, away=60)
+    asked = 0
+    async with raw_pool() as server:
+
+        async def hang_up_at_first(name: str, writer: asyncio.StreamWriter) -> bool:
+            nonlocal asked
+            asked += 1
+            return asked > 10
+
+        def starting() -> list[str]:
+            if asked <= 20:
+                raise Refused("HOST_STILL_BOOTING")
+            return ["OpaqueRef:vm"]
+
+        server.methods["VM.get_all"] = starting
+        async with joined(server, patience=patience) as pool:
+            server.before = hang_up_at_first
+            async with asyncio.timeout(10):
+                assert await pool.call("VM.get_all") == ["OpaqueRef:vm"]
+            assert asked == 21
+
+
+async def test_a_pool_that_is_away_for_too_long_is_tried_once_by_each_call() -> None:
+    patience = Patience(connect=5, call=5, task=20, attempts=2, first_wait=0.01, longest_wait=0.02, away=0.2)
+    tries = 0
+    async with raw_pool() as server:
+
+        async def away(name: str, writer: asyncio.StreamWriter) -> bool:
+            nonlocal tries
+            tries += 1
+            return False
+
+        server.methods["VM.get_all"] = lambda: ["OpaqueRef:vm"]
+        async with joined(server, patience=patience) as pool:
+            server.before = away
+            with pytest.raises(PoolUnreachableError):
+                await pool.call("VM.get_all")
+            assert tries > 3
+            tries = 0
+            with pytest.raises(PoolUnreachableError):
+                await pool.call("VM.get_all")
+            assert tries == 1
+            server.before = None
+            assert await pool.call("VM.get_all") == ["OpaqueRef:vm"], "it is asked all the same"
+
+
+def test_failures_far_apart_are_not_of_one_absence() -> None:
+    absence = Absence(apart=100.0)
+    assert absence.failed(0.0) is None, "it was never there"
+    absence.answered()
+    assert absence.failed(10.0) == 0.0
+    assert absence.failed(60.0) == 50.0
+    assert absence.failed(161.0) == 0.0
+    absence.answered()
+    assert absence.failed(162.0) == 0.0
 
 
 async def test_nobody_there() -> None:
