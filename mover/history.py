@@ -86,7 +86,7 @@ def samples(records: Iterable[tuple[str, PointRecord]]) -> list[Sample]:
 def by_vm(points: Iterable[Point]) -> dict[str, list[Point]]:
     """Points by UUID of their VM, each list oldest first."""
     found: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda point: (point.record.created, point.name)):
+    for point in sorted(points, key=lambda point: point.place):
         found.setdefault(point.record.vm_uuid, []).append(point)
     return found
 

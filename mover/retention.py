@@ -31,10 +31,10 @@ def judge(points: Iterable[Point], policy: RetentionSection) -> list[Verdict]:
     point of a period stands for it.
     """
     by_vm: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda point: (point.record.created, point.name)):
+    for point in sorted(points, key=lambda point: point.place):
         by_vm.setdefault(point.record.vm_uuid, []).append(point)
     verdicts = [verdict for own in by_vm.values() for verdict in _judge_vm(own, policy)]
-    return sorted(verdicts, key=lambda verdict: (verdict.point.record.created, verdict.point.name))
+    return sorted(verdicts, key=lambda verdict: verdict.point.place)
 
 
 def has_policy(policy: RetentionSection) -> bool:

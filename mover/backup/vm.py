@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -21,11 +23,14 @@ from mover.events import Note
 from mover.history import samples
 from mover.job import SelectedVm
 from mover.store import Point, PointRecord
+from mover.units import format_duration
 from mover.unusual import unusual
 from protocol.errors import ProtocolError
 
 # How long cleaning up on the pool may take once a backup has failed or was interrupted.
 _CLEAN_UP_TIMEOUT = 60.0
+# By so many seconds the clocks of machines that back up the same VMs may differ without a warning.
+_SKEW = 60.0
 
 Committed = Callable[[], Awaitable[None]]
 
@@ -35,6 +40,8 @@ async def back_up_vm(session: Session, vm: SelectedVm, committed: Committed, *, 
 
     `committed` is awaited once it is safe: what follows is waiting for the pool to let go of old snapshots.
     """
+    # Nothing is done to a VM for a store that takes no more.
+    session.writer.require_working()
     async with staying(session, vm):
         return await _back_up(session, vm, committed, keep_base=keep_base)
 
@@ -78,6 +85,7 @@ async def _snapshot_and_copy(
         vm_uuid=vm.uuid,
         vm_name=vm.name,
         created=started,
+        order=_order(session, vm, points, started),
         job=session.job,
         run=session.run,
         schedule=session.schedule,
@@ -105,6 +113,21 @@ async def _take(session: Session, vm: SelectedVm) -> tuple[snapshot.Snapshot, fl
     for why in refused:
         _warn(session, vm, f"{why}: took a regular one")
     return taken, started
+
+
+def _order(session: Session, vm: SelectedVm, points: Sequence[Point], started: float) -> float | None:
+    """Where the new point stands if this machine's clock says that it is older than the one before; else None.
+
+    What is the newest decides what is restored, what is kept, and where the next incremental starts: no clock may.
+    """
+    last = points[-1].place[0] if points else started
+    if started > last or not points:
+        return None
+    if last - started > _SKEW:
+        when = f"{datetime.fromtimestamp(last, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        message = f"this machine's clock is {format_duration(last - started)} behind the last restore point of {when}"
+        _warn(session, vm, f"{message}: it was wrong then, or is now. The new point comes after that one all the same")
+    return math.nextafter(last, math.inf)
 
 
 def _tell_unusual(session: Session, vm: SelectedVm, points: Sequence[Point], record: PointRecord) -> None:
@@ -179,4 +202,5 @@ async def _clean_up(session: Session, vm: SelectedVm, points: Sequence[Point]) -
             await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points), records)
         session.unfinished.end(vm.uuid)
     except (ProtocolError, TimeoutError) as error:
-        _warn(session, vm, f"the snapshot could not be removed and will be swept by the next run: {error}")
+        why = str(error) or f"that took longer than {_CLEAN_UP_TIMEOUT:g} s"
+        _warn(session, vm, f"the snapshot could not be removed and will be swept by the next run: {why}")

@@ -93,7 +93,7 @@ async def copy_points(source: Store, target: Store, points: Sequence[Point], emi
         lost = await in_thread(executor, lambda: source.lost_roots() | target.lost_roots())
         arena = Arena(_IN_MEMORY // slot, slot)
         work = _Copy(source, target, writer, executor, arena, emit, originals, there, lost)
-        for point in sorted(points, key=lambda one: one.record.created):
+        for point in sorted(points, key=lambda one: one.place):
             if point.id in there:
                 present.append(point.id)
                 continue
@@ -177,7 +177,7 @@ class _Base:
 
 def _base(work: _Copy, disk: PointDisk) -> _Base | None:
     """The newest state of the disk that was copied and is still in both stores, whole."""
-    for id, copy in sorted(work.there.items(), key=lambda pair: pair[1].created, reverse=True):
+    for id, copy in sorted(work.there.items(), key=lambda pair: pair[1].order or pair[1].created, reverse=True):
         if id not in work.originals:
             continue
         ours = _disk_in(work.originals[id], disk.vdi_uuid)

@@ -159,7 +159,7 @@ def _last_full(store: Store, point: Point, disks: list[PointDisk]) -> dict[str, 
     """By position, the disks of the newest point before this one that was read in full and is still there."""
     record = point.record
     for other in reversed(store.readable_points()[0]):
-        if other.record.vm_uuid != record.vm_uuid or other.record.created >= record.created:
+        if other.record.vm_uuid != record.vm_uuid or other.place >= point.place:
             continue
         by_uuid = {disk.vdi_uuid: disk for disk in other.record.disks if disk.mode == "full"}
         if all(disk.vdi_uuid in by_uuid for disk in disks):

@@ -107,7 +107,7 @@ class PackWriter:
         """
         full = None
         with self._lock:
-            self._raise_failure()
+            self.require_working()
             fresh = still_unknown([record for record in records if record.id not in self._ids])
             if not fresh:
                 return [], 0
@@ -138,14 +138,19 @@ class PackWriter:
     def flush(self) -> None:
         """Make everything appended so far durable. Raises what the store raises."""
         with self._lock:
-            self._raise_failure()
+            self.require_working()
             unfinished = [self._take(kind) for kind in list(self._open)]
             before = set(self._closing)
         for one in unfinished:
             self._close(one)
         with self._lock:
             self._lock.wait_for(lambda: self._closing.isdisjoint(before))
-            self._raise_failure()
+            self.require_working()
+
+    def require_working(self) -> None:
+        """Raise what the store raised for any earlier pack: nothing more can be written after that."""
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self) -> None:
         """Abandon what is not full yet and end the background thread. Idempotent."""
@@ -202,7 +207,3 @@ class PackWriter:
             self._closing.discard(full)
             self._failure = self._failure or failure
             self._lock.notify_all()
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure

@@ -60,6 +60,9 @@ class CopiedFrom(msgspec.Struct, frozen=True, kw_only=True):
 class PointRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One VM at one moment (`created`, Unix time). `metadata` is the id of a blob, empty if there is none.
 
+    `order` stands for `created` where points are put in order, if a wrong clock has made that earlier than the VM's
+    point before it.
+
     Fields that a later version adds are ignored by this one; a change that must not be ignored raises `format`.
     """
 
@@ -67,6 +70,7 @@ class PointRecord(msgspec.Struct, frozen=True, kw_only=True):
     vm_uuid: str
     vm_name: str
     created: float
+    order: float | None = None
     job: str = ""
     run: str = ""
     schedule: str | None = None
@@ -84,6 +88,11 @@ class Point:
     id: str
     name: PointName
     record: PointRecord
+
+    @property
+    def place(self) -> tuple[float, PointName]:
+        """Sorts points as they were made, the oldest first."""
+        return self.record.order or self.record.created, self.name
 
 
 def encode(identity: Identity, name: PointName, record: PointRecord) -> bytes:

@@ -187,7 +187,7 @@ class Store:
                 found.append(one)
             elif one is not None:
                 damaged.append(one)
-        return sorted(found, key=lambda point: (point.record.created, point.name)), damaged
+        return sorted(found, key=lambda point: point.place), damaged
 
     def point(self, wanted: str) -> Point:
         """The point of this id or unique beginning of one; "latest"; or the newest one of the VM of this name or UUID.

@@ -79,6 +79,10 @@ class Writer:
         else:
             self.abort()
 
+    def require_working(self) -> None:
+        """Raise what this writer cannot go on after, as a full disk, if anything has stopped it."""
+        self._packs.require_working()
+
     def seal(self, view: memoryview) -> Sealed:
         """Store consecutive chunks, of which the last may be short, unless they are there. Thread-safe.
 
