@@ -41,6 +41,13 @@ class NbdConnectError(NbdError):
     """The connection could not be made, or the server hung up during the handshake."""
 
 
+class NbdNowhereError(NbdConnectError):
+    """The pool names no host that serves the disk (any more)."""
+
+    def __init__(self) -> None:
+        super().__init__("(none)", "no host offers this disk over NBD")
+
+
 class NbdCertificateError(NbdConnectError):
     """The server showed another certificate than the one the pool named. Never retried."""
 

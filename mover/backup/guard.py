@@ -45,7 +45,8 @@ async def staying(session: Session, vm: SelectedVm) -> AsyncIterator[None]:
             async with asyncio.timeout(_TIMEOUT):
                 await _release(session, vm.ref)
         except (XapiError, PoolUnreachableError, TimeoutError) as error:
-            message = f"the VM's migration stays blocked until the next run: {error}"
+            why = str(error) or f"that took longer than {_TIMEOUT:g} s"
+            message = f"the VM's migration stays blocked until the next run: {why}"
             session.emit(Note(level="warning", vm=vm.uuid, message=message))
 
 
@@ -60,22 +61,30 @@ async def _block(session: Session, vm: str) -> None:
     blocked = await session.pool.call("VM.get_blocked_operations", vm)
     for operation in MOVES:
         if operation not in blocked:
-            reason = session.owner.block_reason(session.run)
-            await session.pool.call("VM.add_to_blocked_operations", vm, operation, reason)
+            await _add(session.pool, vm, operation, session.owner.block_reason(session.run))
     await _update(session.pool, vm)
+
+
+async def _add(pool: Pool, vm: str, operation: str, reason: str) -> None:
+    try:
+        await pool.call("VM.add_to_blocked_operations", vm, operation, reason, repeatable=True)
+    except XapiError as error:
+        # Blocked by the same call, of which the answer got lost, or by somebody else in this moment.
+        if error.code != "MAP_DUPLICATE_KEY":
+            raise
 
 
 async def _release(session: Session, vm: str) -> None:
     for operation, reason in (await session.pool.call("VM.get_blocked_operations", vm)).items():
         if session.owner.blocked(reason):
-            await session.pool.call("VM.remove_from_blocked_operations", vm, operation)
+            await session.pool.call("VM.remove_from_blocked_operations", vm, operation, repeatable=True)
     await _update(session.pool, vm)
 
 
 async def _update(pool: Pool, vm: str) -> None:
     """Have clients of the pool see it; what is blocked is blocked all the same."""
     try:
-        await pool.call("VM.update_allowed_operations", vm)
+        await pool.call("VM.update_allowed_operations", vm, repeatable=True)
     except XapiError as error:
         if error.code not in {"MESSAGE_METHOD_UNKNOWN", "RBAC_PERMISSION_DENIED"}:
             raise

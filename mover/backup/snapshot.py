@@ -104,7 +104,7 @@ async def _plain_snapshot(pool: Pool, vm: str, name: str, ignored: Sequence[str]
 
 async def _tag(pool: Pool, kind: str, ref: str, tags: dict[str, str]) -> None:
     other_config = await pool.call(f"{kind}.get_other_config", ref)
-    await pool.call(f"{kind}.set_other_config", ref, as_ours(other_config, tags))
+    await pool.call(f"{kind}.set_other_config", ref, as_ours(other_config, tags), repeatable=True)
 
 
 async def _describe(pool: Pool, ref: str) -> Snapshot:

@@ -262,11 +262,12 @@ class _Line(SocketChannel):
 
     async def _send(self, run: Run) -> None:
         self._content += run.length
-        if self._network.bandwidth is None:
+        bandwidth = self._network.bandwidth
+        if bandwidth is None:
             return await super().send_run(run)
-        for piece in pieces(run, max(1, min(PIECE, int(self._network.bandwidth / 50)))):
+        for piece in pieces(run, max(1, min(PIECE, int(bandwidth / 50)))):
             await super().send_run(piece)
-            await self._pace(piece.length, self._network.bandwidth)
+            await self._pace(piece.length, bandwidth)
         return None
 
     async def _pace(self, length: int, bandwidth: float) -> None:

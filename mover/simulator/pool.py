@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mover.simulator.busy import Busy
 from mover.simulator.certificate import Certificate
 from mover.simulator.database import Database
+from mover.simulator.failure import Failure
 from mover.simulator.faults import Faults
 from mover.simulator.options import Options
 from mover.simulator.sessions import Sessions
@@ -62,6 +63,12 @@ class Pool:
             if self.database.get("PBD", pbd)["currently_attached"]
         }
         return [host for host in self.hosts if host.ref in seeing and host.up]
+
+    def require_host_of(self, sr: str) -> None:
+        """Raises HOST_OFFLINE if no running host sees the SR (xen-api ocaml/xapi/message_forwarding.ml)."""
+        pbds = self.database.get("SR", sr)["PBDs"]
+        if pbds and not self.hosts_seeing(sr):
+            raise Failure("HOST_OFFLINE", self.database.get("PBD", pbds[0])["host"])
 
     def sm_features(self, sr: str) -> dict[str, int]:
         """What the driver of the SR can do."""

@@ -87,6 +87,7 @@ def allowed_operations(database: Database, record: Record) -> list[str]:
 def snapshot_disk(pool: Pool, vdi: str) -> str:
     """Take a snapshot of one disk, whatever its VM does. Returns the snapshot's reference."""
     record = pool.database.get("VDI", vdi)
+    pool.require_host_of(record["SR"])
     _check_snapshot(pool, vdi, record)
     uuid = str(uuids.uuid4())
     storage(lambda: pool.disks.snapshot(record["uuid"], uuid))
@@ -106,6 +107,7 @@ def clone_disk(pool: Pool, vdi: str) -> str:
 def destroy_disk(pool: Pool, vdi: str) -> None:
     """Destroy a disk that nobody has attached."""
     record = pool.database.get("VDI", vdi)
+    pool.require_host_of(record["SR"])
     if pool.attached(vdi):
         raise Failure("VDI_IN_USE", vdi, "destroy")
     if not record["managed"]:

@@ -22,10 +22,10 @@ from mover.store.file_map import map_file
 from mover.store.file_ops import FileOps
 
 _FULL = {
-    errno.ENOSPC: "no space left",
-    errno.EDQUOT: "the quota is used up",
-    errno.EROFS: "it is read-only",
-    errno.EFBIG: "the file system takes no file of this size",
+    errno.ENOSPC: ("no space left", "make room there"),
+    errno.EDQUOT: ("the quota is used up", "make room there, or have the quota raised"),
+    errno.EROFS: ("it is read-only", "find out why (a failing disk? then dmesg says so), and mount it for writing"),
+    errno.EFBIG: ("the file system takes no file of this size", "use another file system"),
 }
 # A new upload is locked right after its file is made; only files older than this are looked at when tidying up.
 _LITTER_AGE = 3600.0
@@ -213,10 +213,11 @@ def writing_errors(root: str, key: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if reason := _FULL.get(error.errno or 0):
+        if full := _FULL.get(error.errno or 0):
+            reason, remedy = full
             raise StoreFullError(
                 f"the store at {root} takes no more: {reason} (writing {key})",
-                "make room there; what is stored is intact, and the next run goes on with what this one had written",
+                f"{remedy}; what is stored is intact, and the next run goes on with what this one had written",
             ) from error
         raise StoreIoError(f"cannot write {root}/{key}: {error.strerror}") from error
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from protocol.arena import Arena
-from protocol.errors import NbdCertificateError, NbdConnectError, NbdError, ProtocolError
+from protocol.errors import NbdCertificateError, NbdConnectError, NbdError, NbdNowhereError, ProtocolError
 from protocol.extent import Extent
 from protocol.nbd.budget import Budget, Lease
 from protocol.nbd.connection import Connection, connect
@@ -55,7 +55,7 @@ class _Directory:
     async def refresh(self) -> None:
         self.endpoints = await self.locate()
         if not self.endpoints:
-            raise NbdConnectError("(none)", "no host offers this disk over NBD")
+            raise NbdNowhereError
 
     def choose(self, busy: Sequence[Endpoint]) -> Endpoint:
         def burden(endpoint: Endpoint) -> tuple[int, int]:
@@ -217,7 +217,8 @@ class _Run:
                         seat.failures = 0
                         lanes.create_task(self._lane(lane, seat))
             except BaseExceptionGroup as group:
-                raise _first(group) from None
+                error = _first(group)
+                raise error from error.__cause__
         return ReadStats(self._bytes_read, self._requests, self._work.retried, self._work.hedged)
 
     def _finished(self) -> None:
@@ -305,7 +306,8 @@ class _Run:
             raise error
         self._given_up += 1
         if self._given_up == len(self._reader._seats):
-            raise NbdConnectError(error.server, f"no connection is left; the last one failed: {error.reason}")
+            reason = f"no connection is left; the last one failed: {error.reason}"
+            raise NbdConnectError(error.server, reason) from error
 
     @contextmanager
     def _dispensable(self) -> Iterator[None]:
