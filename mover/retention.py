@@ -23,17 +23,18 @@ class Verdict:
         return bool(self.rules)
 
 
-def judge(points: Iterable[Point], policy: RetentionSection) -> list[Verdict]:
+def judge(points: Iterable[Point], policy: RetentionSection, lost: frozenset[bytes] = frozenset()) -> list[Verdict]:
     """Say for each point which rules keep it, oldest first.
 
-    Each VM is judged by itself. The newest point of a VM is always kept, and so is the newest one whose snapshots the
-    next incremental starts from; a policy without any rule keeps everything. Periods are those of UTC, and the newest
-    point of a period stands for it.
+    Each VM is judged by itself. The newest point of a VM is always kept, and so are the newest one of which the store
+    has lost nothing (`lost` are the roots of disks of which it has), and the one whose snapshots the next incremental
+    starts from; a policy without any rule keeps everything. Periods are those of UTC, and the newest point of a period
+    stands for it.
     """
     by_vm: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.place):
         by_vm.setdefault(point.record.vm_uuid, []).append(point)
-    verdicts = [verdict for own in by_vm.values() for verdict in _judge_vm(own, policy)]
+    verdicts = [verdict for own in by_vm.values() for verdict in _judge_vm(own, policy, lost)]
     return sorted(verdicts, key=lambda verdict: verdict.point.place)
 
 
@@ -42,15 +43,20 @@ def has_policy(policy: RetentionSection) -> bool:
     return any(astuple(policy))
 
 
-def to_forget(points: Iterable[Point], job: str, policy: RetentionSection) -> list[Point]:
+def to_forget(
+    points: Iterable[Point], job: str, policy: RetentionSection, lost: frozenset[bytes] = frozenset()
+) -> list[Point]:
     """The points of the job of this name that its policy does not keep. Those of other jobs are not its business."""
     own = [point for point in points if point.record.job == job]
-    return [verdict.point for verdict in judge(own, policy) if not verdict.kept]
+    return [verdict.point for verdict in judge(own, policy, lost) if not verdict.kept]
 
 
-def _judge_vm(points: list[Point], policy: RetentionSection) -> list[Verdict]:
+def _judge_vm(points: list[Point], policy: RetentionSection, lost: frozenset[bytes]) -> list[Verdict]:
     rules: dict[str, list[str]] = {point.id: [] for point in points}
     rules[points[-1].id].append("newest")
+    whole = [point for point in points if lost.isdisjoint(disk.root for disk in point.record.disks)]
+    if whole and whole[-1] is not points[-1]:
+        rules[whole[-1].id].append("newest that is whole")
     for point in _bases(points):
         rules[point.id].append("base of the next incremental")
     limits = [(name, getattr(policy, f"keep_{name}"), period) for name, period in _PERIODS]

@@ -142,7 +142,7 @@ class _Totals:
 def _retain(job: Job, store: Store, emit: Emit) -> None:
     """Forget what the job's policy does not keep. Failing loses nothing: the next run does it."""
     try:
-        forgotten = store.forget(to_forget(store.readable_points()[0], job.name, job.retention))
+        forgotten = store.forget(to_forget(store.readable_points()[0], job.name, job.retention, store.lost_roots()))
     except MoverError as error:
         emit(Note(level="warning", message=f"[retention] was not applied: {error}"))
         return

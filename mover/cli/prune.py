@@ -38,7 +38,9 @@ def _going(store: Store, argument: str) -> list[Point]:
     if not is_job(argument):
         return []
     job = job_of(argument)
-    return to_forget(store.points(), job.name, job.retention) if has_policy(job.retention) else []
+    if not has_policy(job.retention):
+        return []
+    return to_forget(store.points(), job.name, job.retention, store.lost_roots())
 
 
 def _show(forgotten: list[Point], report: PruneReport, *, dry_run: bool) -> None:

@@ -1,7 +1,9 @@
 """What a retention policy must never let go, and what it must."""
 
+import dataclasses
 from datetime import UTC, datetime
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,3 +125,26 @@ def test_judging_again_what_is_left_lets_nothing_more_go_that_is_needed(points, 
     kept = [verdict.point for verdict in judge(points, policy) if verdict.kept]
     again = [verdict.point for verdict in judge(kept, policy) if verdict.kept]
     assert again == kept
+
+
+@given(histories, policies, st.sets(st.integers(0, 39)))
+def test_the_newest_point_that_is_whole_is_kept(points, policy, damaged):
+    """A newer one of which the store has lost something is no reason to let go of the last good one."""
+    own = [dataclasses.replace(p, record=with_root(p.record, bytes([n + 1]) * 32)) for n, p in enumerate(points)]
+    lost = frozenset(bytes([n + 1]) * 32 for n in damaged)
+    kept = [verdict.point for verdict in judge(own, policy, lost) if verdict.kept]
+    for vm in {point.record.vm_uuid for point in own}:
+        whole = [p for p in own if p.record.vm_uuid == vm and p.record.disks[0].root not in lost]
+        assert not whole or max(whole, key=lambda p: p.place) in kept
+
+
+def with_root(record: PointRecord, root: bytes) -> PointRecord:
+    disks = [msgspec.structs.replace(disk, root=root) for disk in record.disks]
+    return msgspec.structs.replace(record, disks=disks)
+
+
+def test_a_point_that_says_it_is_older_than_the_one_before_is_the_newest_all_the_same():
+    before, after = point(1, 5), point(2, 2)
+    after = dataclasses.replace(after, record=msgspec.structs.replace(after.record, order=before.place[0] + 0.001))
+    verdicts = judge([after, before], RetentionSection(keep_last=1))
+    assert [(one.point.id, one.kept) for one in verdicts] == [(before.id, False), (after.id, True)]

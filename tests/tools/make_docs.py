@@ -61,8 +61,9 @@ With a passphrase in `[store]` the store is encrypted when the first run makes i
 refused. Whoever has lost the passphrase has lost the store: see [encryption.md](encryption.md).
 
 A run in which every VM succeeded forgets the restore points of this job that `[retention]` does not keep, never the
-newest of a VM and never the one that the next incremental starts from. Their space comes back with `mover prune JOB`,
-which may run at any time, also while backups do; `mover prune STORE` forgets nothing.
+newest of a VM, never the newest of which the store has lost nothing, and never the one that the next incremental starts
+from. Their space comes back with `mover prune JOB`, which forgets by the same rules and may run at any time, also while
+backups do; `mover prune STORE` forgets nothing.
 
 The commands of `[hooks]` run on the mover's machine with `MOVER_VM_UUID`, `MOVER_VM_NAME`, `MOVER_JOB`, `MOVER_RUN` and
 `MOVER_PHASE` (`pre-snapshot`, `post-snapshot`) in their environment, and without the variables that hold secrets of the
