@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from mover.backup.session import Session
 from mover.errors import HookError
@@ -14,6 +15,8 @@ from mover.job import HooksSection, SelectedVm
 
 # What of a command's output reaches the log: its end, where the reason for a failure stands.
 _OUTPUT = 4000
+# Seconds for the rest of the output once the command has ended.
+_LAST_WORDS = 1.0
 
 
 @asynccontextmanager
@@ -57,7 +60,7 @@ async def _run(
 async def _problem(
     session: Session, hooks: HooksSection, vm: SelectedVm, phase: str, command: Sequence[str]
 ) -> str | None:
-    """Run a command; None if it succeeded, else what it did."""
+    """Run a command; None if it succeeded, else what it did. What it said goes to the log either way."""
     about = {
         "MOVER_VM_UUID": vm.uuid,
         "MOVER_VM_NAME": vm.name,
@@ -65,28 +68,67 @@ async def _problem(
         "MOVER_RUN": session.run,
         "MOVER_PHASE": phase,
     }
+    ours = {name: value for name, value in os.environ.items() if name not in session.secret_variables}
+    async with _listening() as (tail, output):
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env=ours | about,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"cannot be run: {error.strerror}"
+        finally:
+            os.close(output)
+        problem = await _end_of(process, hooks.timeout)
+        # What it has left running in the background, to thaw in any case, may hold its output open.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                await tail.ended.wait()
+    if said := tail.said.decode(errors="replace").strip():
+        session.emit(Note(level="info", vm=vm.uuid, message=f"{phase}: {said}"))
+    return problem
+
+
+async def _end_of(process: asyncio.subprocess.Process, timeout: float) -> str | None:
+    """Wait for a command's end, or stop it; None if it succeeded, else what it did."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env={name: value for name, value in os.environ.items() if name not in session.secret_variables} | about,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        return f"cannot be run: {error.strerror}"
-    try:
-        async with asyncio.timeout(hooks.timeout):
-            output, _ = await process.communicate()
+        async with asyncio.timeout(timeout):
+            code = await process.wait()
     except TimeoutError:
-        return f"did not end within {hooks.timeout:g} s and was stopped"
+        return f"did not end within {timeout:g} s and was stopped"
     finally:
         if process.returncode is None:
             # The whole group: what the command started must not outlive it.
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    said = output[-_OUTPUT:].decode(errors="replace").strip()
-    if said:
-        session.emit(Note(level="info", vm=vm.uuid, message=f"{phase}: {said}"))
-    return None if process.returncode == 0 else f"ended with exit code {process.returncode}"
+    return None if code == 0 else f"ended with exit code {code}"
+
+
+class _Tail(asyncio.Protocol):
+    """Keeps the end of what comes through a pipe."""
+
+    def __init__(self) -> None:
+        self.said = bytearray()
+        self.ended = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.said += data
+        del self.said[:-_OUTPUT]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.ended.set()
+
+
+@asynccontextmanager
+async def _listening() -> AsyncIterator[tuple[_Tail, int]]:
+    """A pipe: what comes out of it, and the descriptor to write to, which is the caller's to close."""
+    read, write = os.pipe()
+    transport, tail = await asyncio.get_running_loop().connect_read_pipe(_Tail, os.fdopen(read, "rb", buffering=0))
+    try:
+        yield tail, write
+    finally:
+        transport.close()

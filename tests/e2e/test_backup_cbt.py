@@ -353,36 +353,6 @@ async def test_chunks_larger_than_a_granule_are_read_whole(tmp_path: Path):
         assert await here.restored(here.store.points()[-1]) == [state]
 
 
-async def test_a_quiesced_snapshot_that_is_not_to_be_had_is_replaced_and_said(tmp_path: Path):
-    async with site(tmp_path) as here:
-        here.simulator.make_vm("web", [2 * MiB])
-        assert (await here.run(here.job("[backup]\nquiesce = true\n"))).exit_code == 0
-        assert any("took a regular one" in note for note in here.notes())
-
-
-async def test_hooks_run_around_the_snapshot_with_the_vm_in_their_environment(tmp_path: Path):
-    async with site(tmp_path) as here:
-        here.simulator.make_vm("web", [2 * MiB])
-        said = tmp_path / "said"
-        script = tmp_path / "hook"
-        script.write_text(f'#!/bin/sh\necho "$MOVER_PHASE $MOVER_VM_NAME $MOVER_JOB" >> {said}\n')
-        script.chmod(0o700)
-        hooks = f'[hooks]\npre-snapshot = ["{script}"]\npost-snapshot = ["{script}"]\n'
-        assert (await here.run(here.job(hooks))).exit_code == 0
-        assert said.read_text().splitlines() == ["pre-snapshot web test", "post-snapshot web test"]
-
-
-@pytest.mark.parametrize("command", ['["false"]', '["/no/such/program"]', '["sleep", "60"]'])
-async def test_a_hook_that_fails_fails_the_vm_or_is_a_warning(tmp_path: Path, command: str):
-    async with site(tmp_path) as here:
-        here.simulator.make_vm("web", [2 * MiB])
-        hooks = f'[hooks]\npre-snapshot = {command}\ntimeout = "1s"\n'
-        assert (await here.run(here.job(hooks))).exit_code == 24
-        assert here.snapshots() == []
-        assert (await here.run(here.job(hooks + 'on-failure = "continue"\n'))).exit_code == 0
-        assert any("pre-snapshot" in note for note in here.notes())
-
-
 @pytest.mark.parametrize(
     "release", [XCP_NG_8_2, XENSERVER_7_6, XENSERVER_7_1], ids=lambda release: f"{release.brand} {release.version}"
 )

@@ -67,7 +67,9 @@ backups do; `mover prune STORE` forgets nothing.
 
 The commands of `[hooks]` run on the mover's machine with `MOVER_VM_UUID`, `MOVER_VM_NAME`, `MOVER_JOB`, `MOVER_RUN` and
 `MOVER_PHASE` (`pre-snapshot`, `post-snapshot`) in their environment, and without the variables that hold secrets of the
-job; their output is in the log.
+job; the end of their output is in the log. The second one runs in any case: if the first one or the snapshot failed,
+and if the run is interrupted. One that does not end within `timeout` is killed with all that it has started; what one
+has left running in the background when it ends, as a thaw that comes after a minute whatever happens, is left alone.
 """
 
 _EXIT_HEAD = """# Exit codes
