@@ -51,6 +51,7 @@ class Operator:
     here: Site
     job: Path
     odd: Path
+    running: asyncio.subprocess.Process | None = None
 
     def vm(self, name: str, sizes: list[int], sr: str | None = None) -> list[str]:
         """A VM whose disks are full of what cannot be guessed; the UUIDs of its disks."""
@@ -64,11 +65,11 @@ class Operator:
         records = (record for _, record in self.here.simulator.pool.database.items("VM"))
         return next(str(r["uuid"]) for r in records if r["name_label"] == name and not r["is_a_snapshot"])
 
-    async def run(self, happenings: Happenings | None = None) -> Ended:
-        """Run the job to its end."""
-        process = await asyncio.create_subprocess_exec(
+    async def run(self, happenings: Happenings | None = None, *options: str) -> Ended:
+        """Run the job to its end. `running` is the process, for what happens meanwhile."""
+        process = self.running = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.odd_machine", str(self.odd)),
-            *("run", str(self.job), "--progress", "json"),
+            *("run", str(self.job), "--progress", "json", *options),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env=os.environ | {"MOVER_STATE": str(self.here.folder / "state")},
@@ -88,10 +89,10 @@ class Operator:
                     number = sum((one["type"], one.get("vm") or "") == (kind, vm) for one in events)
                     happens = (happenings or {}).get((kind, number, vm))
                     if happens is not None:
-                        # There has been time enough for it; what follows need not be slow.
-                        self.here.simulator.network.bandwidth = None
                         if (more := happens()) is not None:
                             await more
+                        # There has been time enough for it; what follows need not be slow.
+                        self.here.simulator.network.bandwidth = None
                 return Ended(await process.wait(), events, said)
         finally:
             if process.returncode is None:
@@ -101,6 +102,16 @@ class Operator:
     def newest(self) -> dict[str, Point]:
         """The newest restore point of each VM, by its name."""
         return {point.record.vm_name: point for point in self.here.store.points()}
+
+    def kill(self) -> None:
+        """End the run that is running, without asking."""
+        assert self.running is not None
+        self.running.kill()
+
+    def blocked(self) -> dict[str, set[str]]:
+        """By the name of a VM, what is blocked on it."""
+        records = (record for _, record in self.here.simulator.pool.database.items("VM"))
+        return {r["name_label"]: set(r["blocked_operations"]) for r in records if r["blocked_operations"]}
 
     def untidy(self) -> list[str]:
         """What is on the pool that should not be: snapshots that no newest point needs, VMs that are blocked, tasks."""
@@ -113,7 +124,7 @@ class Operator:
             for _, record in database.items("VM")
             if record["is_a_snapshot"] and record["uuid"] not in kept
         ]
-        left += [f"blocked {r['name_label']}" for _, r in database.items("VM") if r["blocked_operations"]]
+        left += [f"blocked {name}" for name in self.blocked()]
         left += [f"task {record['name_label']}" for _, record in database.items("task")]
         return left + [f"session {ref}" for ref in database.refs("session")]
 

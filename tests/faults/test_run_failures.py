@@ -166,6 +166,28 @@ async def test_the_session_is_gone_before_any_call(tmp_path: Path, first: int):
         assert await here.restored(here.store.points()[-1]) == [here.content(vdi)]
 
 
+# -- the run itself ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_is_killed_leaves_a_vm_blocked_and_the_next_one_releases_it(tmp_path: Path):
+    async with operator(tmp_path) as one:
+        disks = {name: one.vm(name, [SIZE]) for name in ("a", "b")}
+        ended = await one.run({("disk.progress", 3, one.uuid("a")): one.kill})
+        assert ended.code == -9
+        assert one.blocked() == {"a": {"migrate_send", "pool_migrate"}}
+        assert len(one.here.snapshots()) == 1
+        # Also if it does not come to that VM: what it left is released before anything else.
+        one.here.simulator.faults.arm(CallFault("VM.snapshot", "SR_BACKEND_FAILURE_44", ("", "no space", "")))
+        again = await one.run(None, "--vm", "b")
+        assert again.code == 23
+        assert one.blocked() == {}
+        # A session that nobody has ended the pool itself ends after a day.
+        one.here.simulator.expire_sessions()
+        last = await one.run()
+        assert last.code == 0, last.said
+        await one.assert_well(disks)
+
+
 # -- the store --------------------------------------------------------------------------------------------------------
 
 STORE = {
