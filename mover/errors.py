@@ -167,7 +167,7 @@ class BusyError(MoverError):
 
 
 class InterruptedRunError(MoverError):
-    """Stopped by a signal; everything is left clean."""
+    """Stopped by a signal; what is left, if anything, is warned of."""
 
     exit_code = 130
 

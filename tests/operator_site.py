@@ -103,10 +103,10 @@ class Operator:
         """The newest restore point of each VM, by its name."""
         return {point.record.vm_name: point for point in self.here.store.points()}
 
-    def kill(self) -> None:
-        """End the run that is running, without asking."""
+    def signal(self, number: int) -> None:
+        """Send a signal to the run that is running."""
         assert self.running is not None
-        self.running.kill()
+        self.running.send_signal(number)
 
     def blocked(self) -> dict[str, set[str]]:
         """By the name of a VM, what is blocked on it."""

@@ -54,7 +54,9 @@ async def _back_up(session: Session, vm: SelectedVm, committed: Committed, *, ke
     try:
         record, taken = await _snapshot_and_copy(session, vm, points, left, keep_base=keep_base)
         point = await session.in_thread(lambda: session.writer.commit(record))
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError):
+            session.pool.hurry()
         await _clean_up(session, vm, points)
         raise
     session.unfinished.end(vm.uuid)

@@ -37,6 +37,7 @@ async def main(options: argparse.Namespace) -> int:
             async with reporting(job.report, job.name, lambda event: _both(summary, view, event)) as emit:
                 result = await run_job(job, schedule=options.schedule, vms=options.vm, full=options.full, emit=emit)
     finally:
+        options.warned = bool(summary.value.warnings)
         # Also of a run that failed: a program finds out why without reading messages.
         if options.json:
             show(msgspec.json.encode(summary.value).decode())

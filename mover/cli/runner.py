@@ -51,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_interruptible(verb, options, received))
     except (asyncio.CancelledError, KeyboardInterrupt):
-        say("interrupted; everything is left clean")
+        warned = getattr(options, "warned", False)
+        say("interrupted; what is left is among the warnings" if warned else "interrupted; everything is left clean")
         return 128 + received[0] if received else 130
     except BrokenPipeError:
         # Whoever read our output has had enough.

@@ -73,6 +73,7 @@ class Caller:
         self._credentials = credentials
         self._login = asyncio.Lock()
         self._channels = Channels(address, trust, patience.connect)
+        self._hurried = False
         self._absence = Absence(2 * (patience.connect + patience.call + patience.longest_wait))
 
     @property
@@ -128,9 +129,15 @@ class Caller:
             await asyncio.sleep(wait)
             wait = min(2 * wait, self.patience.longest_wait)
 
+    def hurry(self) -> None:
+        """See `Pool.hurry`."""
+        self._hurried = True
+
     def _tries_again(self, attempt: int) -> bool:
         """Take note that the pool did not answer, and say whether to try again."""
         away = self._absence.failed(asyncio.get_running_loop().time())
+        if self._hurried:
+            return False
         if away is None or not self.patience.away:
             return attempt < self.patience.attempts
         return away < self.patience.away

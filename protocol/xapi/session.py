@@ -141,6 +141,10 @@ class Pool:
             async with asyncio.timeout(AFTERMATH):
                 await self.call("task.destroy", task, repeatable=True)
 
+    def hurry(self) -> None:
+        """From now on a pool that does not answer is not waited for: somebody wants an end, and cleaning up is left."""
+        self._caller.hurry()
+
     async def renewed_session(self, expired: Secret) -> Secret:
         """Return a session's reference that is not the `expired` one."""
         return await self._caller.current_session(expired)

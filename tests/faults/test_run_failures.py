@@ -7,6 +7,7 @@ call of a run, in this process.
 from __future__ import annotations
 
 import errno
+import signal
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,7 @@ async def test_the_session_is_gone_before_any_call(tmp_path: Path, first: int):
 async def test_a_run_that_is_killed_leaves_a_vm_blocked_and_the_next_one_releases_it(tmp_path: Path):
     async with operator(tmp_path) as one:
         disks = {name: one.vm(name, [SIZE]) for name in ("a", "b")}
-        ended = await one.run({("disk.progress", 3, one.uuid("a")): one.kill})
+        ended = await one.run({("disk.progress", 3, one.uuid("a")): lambda: one.signal(signal.SIGKILL)})
         assert ended.code == -9
         assert one.blocked() == {"a": {"migrate_send", "pool_migrate"}}
         assert len(one.here.snapshots()) == 1
@@ -185,6 +186,45 @@ async def test_a_run_that_is_killed_leaves_a_vm_blocked_and_the_next_one_release
         one.here.simulator.expire_sessions()
         last = await one.run()
         assert last.code == 0, last.said
+        await one.assert_well(disks)
+
+
+async def test_who_interrupts_a_run_has_a_clean_pool_and_the_next_run_finds_what_was_stored(tmp_path: Path):
+    async with operator(tmp_path) as one:
+        disks = {"a": one.vm("a", [SIZE])}
+        ended = await one.run({("disk.progress", 3, one.uuid("a")): lambda: one.signal(signal.SIGINT)})
+        assert ended.code == 130
+        assert ended.said == [
+            "stopping: cleaning up; once more to stop at once",
+            "interrupted; everything is left clean",
+        ]
+        assert one.untidy() == []
+        again = await one.run()
+        assert again.code == 0, again.said
+        (found,) = again.of("disk.finished")
+        assert found["known"] >= 2 * MiB
+        await one.assert_well(disks)
+
+
+async def test_who_interrupts_a_run_whose_pool_is_away_does_not_wait_for_the_pool(tmp_path: Path):
+    async with operator(tmp_path, Options(hosts=1)) as one:
+        disks = {"a": one.vm("a", [SIZE])}
+        ended = await one.run(
+            {
+                ("disk.progress", 3, one.uuid("a")): lambda: master_dies(one.here),
+                ("retry", 1, ""): lambda: one.signal(signal.SIGTERM),
+            }
+        )
+        assert ended.code == 143
+        assert ended.said[-1] == "interrupted; what is left is among the warnings"
+        away = f"cannot reach the pool at {one.here.simulator.url}: Connection refused"
+        assert ended.warnings == [
+            f"the snapshot could not be removed and will be swept by the next run: {away}",
+            f"the VM's migration stays blocked until the next run: {away}",
+        ]
+        await one.here.simulator.start_host(0)
+        again = await one.run()
+        assert again.code == 0, again.said
         await one.assert_well(disks)
 
 

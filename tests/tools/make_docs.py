@@ -121,7 +121,7 @@ def exit_page() -> str:
         f"| {cls.exit_code} | {_meaning(cls)} | {cls.__name__} | {'yes' if cls.transient else 'no'} |"
         for cls in sorted(errors.all_errors(), key=lambda cls: cls.exit_code)
     ]
-    rows.append("| 143 | Stopped by SIGTERM; everything is left clean. | InterruptedRunError | yes |")
+    rows.append("| 143 | Stopped by SIGTERM; what is left, if anything, is warned of. | InterruptedRunError | yes |")
     return _EXIT_HEAD + "\n".join(rows) + "\n"
 
 
