@@ -80,17 +80,24 @@ class DirectoryBackend:
             upload.abort()
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        """At most `length` bytes from `offset` on."""
-        if length is None:
-            length = max(self._size(key) - offset, 0)
-        with self._reading(key), self._descriptors.borrow(self._path(key)) as fd:
-            data = os.pread(fd, length, offset)
-            while len(data) < length:
-                more = os.pread(fd, length - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
-            return data
+        """At most `length` bytes from `offset` on.
+
+        The directory is asked each time: what another process has removed is missing, though it may be open here yet.
+        """
+        with self._reading(key):
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if length is None:
+                    length = max(os.fstat(fd).st_size - offset, 0)
+                data = os.pread(fd, length, offset)
+                while len(data) < length:
+                    more = os.pread(fd, length - len(data), offset + len(data))
+                    if not more:
+                        break
+                    data += more
+                return data
+            finally:
+                os.close(fd)
 
     def read_into(self, key: str, offset: int, view: memoryview) -> int:
         """Fill `view` from `offset` on; less only at the object's end."""
@@ -110,10 +117,6 @@ class DirectoryBackend:
 
     def renew(self) -> None:
         """There are no copies here."""
-
-    def _size(self, key: str) -> int:
-        with self._reading(key):
-            return os.stat(self._path(key)).st_size
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Walk the directory `prefix`; names that vanish meanwhile are left out."""

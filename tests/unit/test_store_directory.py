@@ -102,3 +102,13 @@ def test_places(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreIoError):
         open_backend(tmp_path / "file" / "below", make=True)
+
+
+def test_what_somebody_else_has_removed_is_missing(tmp_path: Path) -> None:
+    """Even if this process has read it before, and has it open yet."""
+    ours, others = DirectoryBackend(str(tmp_path)), DirectoryBackend(str(tmp_path))
+    assert ours.put("lease/a", b"alive")
+    assert ours.get("lease/a") == b"alive"
+    others.delete("lease/a")
+    with pytest.raises(ObjectMissingError):
+        ours.get("lease/a", 0, 1)

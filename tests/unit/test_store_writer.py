@@ -190,3 +190,16 @@ def test_reading_any_range(tmp_path: Path) -> None:
     assert len(stored) == sum(
         len(piece) for number in range(41) if (piece := disk[number * CHUNK :][:CHUNK]).strip(b"\0")
     )
+
+
+def test_a_writer_that_renews_its_lease_learns_that_it_is_shut_out(tmp_path: Path) -> None:
+    """Also if it has renewed it before."""
+    store = Store.create(tmp_path)
+    writer = store.writer()
+    writer.renew()
+    writer.renew()
+    for lease in (tmp_path / "lease").iterdir():
+        lease.unlink()
+    with pytest.raises(FencedError):
+        writer.renew()
+    writer.abort()
