@@ -10,7 +10,13 @@ from pathlib import Path
 
 from mover.store import PointDisk, PointRecord, Store, Writer
 from mover.store.backend import Backend
+from mover.store.condemned import encode_condemned
 from mover.store.config import Config
+from mover.store.lease import Lease
+from mover.store.lost import write_lost
+from mover.store.names import DATA, PackName, condemned_key
+from mover.store.partial import PartialDisk, PartialRun, PartialVm
+from mover.store.tree import PlacedPage
 
 CHUNK = 65536
 
@@ -76,6 +82,25 @@ def restore(store: Store, point: str) -> bytes:
     """The first disk of a point."""
     disk = store.point(point).record.disks[0]
     return read_disk(store, disk.root, disk.size)
+
+
+def add_notes(store: Store) -> None:
+    """One object of each kind that a store has only while somebody works on it, or after he was interrupted.
+
+    The oldest point is forgotten for that.
+    """
+    backend, identity = store._backend, store._identity
+    with store.writer() as writer:
+        disk = PartialDisk(
+            vdi_uuid="v", snapshot_uuid="s", size=CHUNK, done=CHUNK, pages=[PlacedPage(0, 0, bytes(range(32)))]
+        )
+        vm = PartialVm(vm_uuid="u", snapshot_uuid="s", created=1.0, disks=[disk])
+        writer.note_progress(PartialRun(job="j", run="r", vms=[vm]))
+    store.forget(store.points()[:1])
+    write_lost(backend, identity, bytes(16), frozenset({bytes(range(32))}))
+    condemned = encode_condemned(identity, [PackName(bytes(16), 7, DATA)])
+    backend.put(condemned_key(bytes(16)), identity.cipher.seal(condemned_key(bytes(16)), condemned))
+    Lease(backend, bytes(16))
 
 
 def files_of(root: Path) -> list[Path]:

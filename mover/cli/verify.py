@@ -33,12 +33,13 @@ async def main(options: argparse.Namespace) -> int:
         return await _against_pool(options)
     store = store_of(options.store, options)
     points = [store.point(wanted) for wanted in options.point] or None
-    if options.older_than is not None or options.limit is not None:
+    routine = options.older_than is not None or options.limit is not None
+    if routine:
         if points is not None:
             raise UsageError("--older-than and --limit choose the points, --point names them")
         points = store.due(options.older_than or 0.0, deep=options.deep)
     with open_view(options.progress, sys.stderr) as emit:
-        damages = await verify(store, points, deep=options.deep, limit=options.limit, emit=emit)
+        damages = await verify(store, points, deep=options.deep, limit=options.limit, routine=routine, emit=emit)
     if options.json:
         show(msgspec.json.encode({"damages": damages}).decode())
     else:
@@ -79,7 +80,13 @@ class _Stopped(Exception):
 
 
 async def verify(
-    store: Store, points: list[Point] | None, *, deep: bool, emit: Emit, limit: float | None = None
+    store: Store,
+    points: list[Point] | None,
+    *,
+    deep: bool,
+    emit: Emit,
+    limit: float | None = None,
+    routine: bool = False,
 ) -> list[Damage]:
     """Check in a worker thread; events reach the view on the event loop. Ends soon after it is cancelled."""
     loop = asyncio.get_running_loop()
@@ -88,7 +95,7 @@ async def verify(
 
     def work() -> list[Damage]:
         damages: list[Damage] = []
-        for damage in store.verify(points, deep=deep, limit=limit, progress=report):
+        for damage in store.verify(points, deep=deep, limit=limit, routine=routine, progress=report):
             damages.append(damage)
             disks = [f"{point} {position}" for point, position in damage.disks]
             found = DamageFound(object=damage.object, reason=damage.reason, points=list(damage.points), disks=disks)

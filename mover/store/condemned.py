@@ -14,6 +14,9 @@ from mover.store.identity import ID_LENGTH, Identity
 from mover.store.names import CONDEMNED, DATA, META, PackName, parse_condemned
 
 _HEAD = b"MVCOND\0\x01"
+# In one object, of 24 bytes each; of more, a prune leaves the others to the next one.
+MAX_PACKS = 10_000_000
+_MAX_LENGTH = 256 << 20
 _PACK = struct.Struct("<16sIB3x")
 
 
@@ -40,11 +43,14 @@ def read_condemned(
     """The condemned packs by prune, and the objects that cannot be read with the reason."""
     found: dict[bytes, frozenset[PackName]] = {}
     damaged: list[tuple[str, str]] = []
-    for key, _ in backend.list(CONDEMNED):
+    for key, size in backend.list(CONDEMNED):
         if (prune := parse_condemned(key)) is None:
             continue
+        if size > _MAX_LENGTH:
+            damaged.append((key, f"it has {size} bytes"))
+            continue
         try:
-            found[prune] = decode_condemned(identity, identity.cipher.open(key, backend.get(key)))
+            found[prune] = decode_condemned(identity, identity.cipher.open(key, backend.get(key, 0, size)))
         except ObjectMissingError:
             # That prune is done: its packs are gone, and whoever looks for them from now on sees that.
             continue

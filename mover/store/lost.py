@@ -13,14 +13,18 @@ import numpy as np
 from mover.errors import StoreDamagedError
 from mover.store import segment as segments
 from mover.store.backend import Backend, ObjectMissingError
+from mover.store.cipher import BadSealError
 from mover.store.identity import ID_LENGTH, ZERO_ID, Identity
 from mover.store.index import IndexView, split_ids
-from mover.store.names import DAMAGE, damage_key, parse_damage
+from mover.store.names import DAMAGE, damage_key, new_writer_id, parse_damage
 from mover.store.page import FANOUT, root_level
 from mover.store.pages import PageCache, count_chunks
 from protocol.extent import Extent, merge
 
 _HEAD = b"MVLOST\0\x01"
+# In one note; more than these take several.
+MAX_ROOTS = 1 << 20
+_MAX_LENGTH = 33 << 20
 
 
 class LostParts:
@@ -89,9 +93,10 @@ class LostParts:
 def write_lost(backend: Backend, identity: Identity, wid: bytes, roots: frozenset[bytes]) -> None:
     """Note down the roots of incomplete trees, in place of what earlier repairs noted."""
     before = [key for key, _ in backend.list(DAMAGE) if parse_damage(key) is not None]
-    if roots:
-        data = _HEAD + b"".join(sorted(roots))
-        key = damage_key(wid)
+    ordered = sorted(roots)
+    for first in range(0, len(ordered), MAX_ROOTS):
+        data = _HEAD + b"".join(ordered[first : first + MAX_ROOTS])
+        key = damage_key(new_writer_id() if first else wid)
         backend.put(key, identity.cipher.seal(key, data + identity.checksum(data)))
     for key in before:
         backend.delete(key)
@@ -103,17 +108,36 @@ def read_lost(backend: Backend, identity: Identity) -> frozenset[bytes]:
     Raises `StoreDamagedError`.
     """
     roots: set[bytes] = set()
-    for key, _ in backend.list(DAMAGE):
+    for key, found in _read_all(backend, identity):
+        if isinstance(found, str):
+            raise StoreDamagedError(f"{backend.location}/{key} is damaged: {found}", "run mover repair")
+        roots.update(found)
+    return frozenset(roots)
+
+
+def damaged(backend: Backend, identity: Identity) -> Iterator[tuple[str, str]]:
+    """The notes that are not what was written, and why."""
+    return ((key, found) for key, found in _read_all(backend, identity) if isinstance(found, str))
+
+
+def _read_all(backend: Backend, identity: Identity) -> Iterator[tuple[str, list[bytes] | str]]:
+    """Every note: the roots in it, or what is wrong with it."""
+    for key, size in backend.list(DAMAGE):
         if parse_damage(key) is None:
             continue
+        if size > _MAX_LENGTH:
+            yield key, f"it has {size} bytes"
+            continue
         try:
-            data = identity.cipher.open(key, backend.get(key))
-            body, check = data[:-ID_LENGTH], data[-ID_LENGTH:]
-            if body[: len(_HEAD)] != _HEAD or identity.checksum(body) != check:
-                raise ValueError("it is not what was written")
+            data = identity.cipher.open(key, backend.get(key, 0, size))
         except ObjectMissingError:
             continue
-        except ValueError as error:
-            raise StoreDamagedError(f"{backend.location}/{key} is damaged: {error}", "run mover repair") from error
-        roots.update(split_ids(body[len(_HEAD) :]))
-    return frozenset(roots)
+        except BadSealError as error:
+            yield key, str(error)
+            continue
+        body, check = data[:-ID_LENGTH], data[-ID_LENGTH:]
+        whole = body[: len(_HEAD)] == _HEAD and len(body) % ID_LENGTH == len(_HEAD)
+        if whole and identity.checksum(body) == check:
+            yield key, split_ids(body[len(_HEAD) :])
+        else:
+            yield key, "it is not what was written"

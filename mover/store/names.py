@@ -24,13 +24,14 @@ DATA = 1
 META = 2
 MAX_SEQ = (1 << 24) - 1
 
+# Numbers have one spelling: what looks different is somebody else's, and ignored.
 _SUFFIX = {DATA: "d", META: "m"}
 _PACK = re.compile(r"packs/([0-9a-f]{2})/([0-9a-f]{32})/([0-9a-f]{6})\.([dm])")
-_SEGMENT = re.compile(r"index/([0-9])/([0-9a-f]{32})\.([0-9]{1,9})")
-_POINT = re.compile(r"(?:points|trash)/([0-9a-f]{32})\.([0-9]{1,9})")
-_LEASE = re.compile(r"lease/([0-9a-f]{32})(?:\.([0-9]{1,9}))?")
+_SEGMENT = re.compile(r"index/([0-9])/([0-9a-f]{32})\.(0|[1-9][0-9]{0,8})")
+_POINT = re.compile(r"(?:points|trash)/([0-9a-f]{32})\.(0|[1-9][0-9]{0,8})")
+_LEASE = re.compile(r"lease/([0-9a-f]{32})(?:\.(0|[1-9][0-9]{0,8}))?")
 _DAMAGE = re.compile(r"damage/([0-9a-f]{32})")
-_PARTIAL = re.compile(r"partial/([0-9a-f]{32})\.([0-9]{1,9})")
+_PARTIAL = re.compile(r"partial/([0-9a-f]{32})\.(0|[1-9][0-9]{0,8})")
 _CONDEMNED = re.compile(r"cond/([0-9a-f]{32})")
 
 

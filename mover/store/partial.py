@@ -28,6 +28,16 @@ MAX_LENGTH = 8 << 20
 _STALE = 30 * 86400.0
 
 
+class BadNoteError(ValueError):
+    """These bytes are no note on how far a run is. The text says why."""
+
+
+class _Format(msgspec.Struct, frozen=True):
+    """All of a note that later versions keep."""
+
+    format: int
+
+
 class PartialDisk(msgspec.Struct, frozen=True, kw_only=True):
     """One disk: what is in the store of its first `done` bytes is under `pages` (level, number, id), the rest zeros."""
 
@@ -66,8 +76,12 @@ def write(backend: Backend, identity: Identity, name: PartialName, run: PartialR
 def read_all(backend: Backend, identity: Identity) -> Iterator[tuple[PartialName, PartialRun | None]]:
     """All notes, newest writer first; None for those that are damaged or from a later version."""
     for name in sorted(listed(backend), reverse=True):
-        with suppress(ObjectMissingError):
+        try:
             yield name, _decode(identity, name, backend.get(name.key, 0, MAX_LENGTH + 1))
+        except ObjectMissingError:
+            continue
+        except BadNoteError:
+            yield name, None
 
 
 def listed(backend: Backend) -> Sequence[PartialName]:
@@ -101,15 +115,31 @@ def put_again(cache: PageCache, view: IndexView, tree: Tree, done: Begun) -> int
     return known
 
 
+def damaged(backend: Backend, identity: Identity) -> Iterator[tuple[str, str]]:
+    """The names of the notes that are not what was written, and why."""
+    for name in listed(backend):
+        try:
+            _decode(identity, name, backend.get(name.key, 0, MAX_LENGTH + 1))
+        except ObjectMissingError:
+            continue
+        except BadNoteError as error:
+            yield name.key, str(error)
+
+
 def _decode(identity: Identity, name: PartialName, data: bytes) -> PartialRun | None:
+    """A note; None if it is of a later format. Raises `BadNoteError`."""
     if len(data) > MAX_LENGTH:
-        return None
+        raise BadNoteError(f"it has more than {MAX_LENGTH} bytes")
     try:
+        about, _ = sealed_json.decode(identity, name.key, data, _Format)
+        if about.format > FORMAT:
+            return None
         run, _ = sealed_json.decode(identity, name.key, data, PartialRun)
-    except ValueError:
-        return None
-    disks = [disk for vm in run.vms for disk in vm.disks]
-    return run if run.format <= FORMAT and all(map(_is_sound, disks)) else None
+    except ValueError as error:
+        raise BadNoteError(str(error)) from error
+    if not all(_is_sound(disk) for vm in run.vms for disk in vm.disks):
+        raise BadNoteError("it holds what cannot be")
+    return run
 
 
 def _is_sound(disk: PartialDisk) -> bool:

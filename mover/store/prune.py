@@ -37,6 +37,7 @@ from mover.store.names import (
     new_writer_id,
     parse_lease,
     parse_pack,
+    parse_point,
 )
 from mover.store.pages import PageCache
 from mover.store.partial import stale as stale_notes
@@ -45,6 +46,7 @@ from mover.store.probe import refuse_overwriting
 from mover.store.probe import stale as stale_probes
 from mover.store.reach import Reach
 from mover.store.roots import list_forgotten, read_roots
+from mover.store.stamps import remove_stamps
 
 # Another prune may move records while this one copies them; each time it has made progress.
 _TRIES = 5
@@ -269,6 +271,8 @@ class Prune:
             self._progress("deleting packs", done, len(keys))
         # A writer may have merged what it knew of before into a new segment.
         self._drop_from_index(plan.doomed)
+        # Stamps first: one that is left without its point says that the point was lost.
+        remove_stamps(self._backend, [name for key in self._forgotten if (name := parse_point(key)) is not None])
         for key in self._forgotten:
             self._backend.delete(key)
         self._backend.delete(condemned_key(self.wid))

@@ -30,6 +30,7 @@ from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.lease import Lease
 from mover.store.lost import read_lost
 from mover.store.names import KEYS, POINTS, STORE, PartialName, PointName, new_writer_id, parse_point
+from mover.store.notes import damaged_notes
 from mover.store.pages import PageCache
 from mover.store.partial import PartialRun
 from mover.store.places import Place, mapping_for, open_backend
@@ -41,7 +42,7 @@ from mover.store.records import Records
 from mover.store.repair import Repair, RepairReport
 from mover.store.roots import forget
 from mover.store.s3.access import S3Access
-from mover.store.stamps import Stamp, read_stamps, remove_stale, write_stamps
+from mover.store.stamps import Misfit, Stamp, misfits, read_stamps, write_stamps
 from mover.store.verify import Damage, Verification
 from mover.store.writer import Writer
 from protocol.secret import Secret
@@ -170,11 +171,7 @@ class Store:
     def points(self) -> list[Point]:
         """All restore points, oldest first. Raises `StoreDamagedError` naming the first one that cannot be read."""
         found, damaged = self.readable_points()
-        if damaged:
-            raise StoreDamagedError(
-                f"{self.location}/{damaged[0].object} is damaged: {damaged[0].reason}",
-                "the other restore points are intact; remove this file to use them",
-            )
+        self._refuse_damaged(damaged)
         return found
 
     def readable_points(self) -> tuple[list[Point], list[Damage]]:
@@ -192,26 +189,37 @@ class Store:
     def point(self, wanted: str) -> Point:
         """The point of this id or unique beginning of one; "latest"; or the newest one of the VM of this name or UUID.
 
-        Raises `NotFoundError`.
+        One that was damaged does not keep from others that are named by their id; which is the newest cannot be told
+        then. Raises `NotFoundError`, `StoreDamagedError`.
         """
-        all_points = self.points()
-        if not all_points:
+        readable, damaged = self.readable_points()
+        if not readable and not damaged:
             raise NotFoundError(f"{self.location} holds no restore points")
         if wanted == "latest":
-            return all_points[-1]
-        of_vm = [point for point in all_points if wanted in (point.record.vm_uuid, point.record.vm_name)]
+            self._refuse_damaged(damaged)
+            return readable[-1]
+        of_vm = [point for point in readable if wanted in (point.record.vm_uuid, point.record.vm_name)]
         if of_vm:
+            self._refuse_damaged(damaged)
             if len({point.record.vm_uuid for point in of_vm}) > 1:
                 raise NotFoundError(
                     f"several VMs are called {wanted}", "name the VM by its UUID, or the point by its id"
                 )
             return of_vm[-1]
-        matching = [point for point in all_points if point.id.startswith(wanted)]
+        matching = [point for point in readable if point.id.startswith(wanted)]
         if len(wanted) >= _SHORTEST and len(matching) == 1:
             return matching[0]
         if len(wanted) >= _SHORTEST and matching:
             raise NotFoundError(f"several points begin with {wanted}: {', '.join(point.id for point in matching)}")
+        self._refuse_damaged(damaged)
         raise NotFoundError(f"{self.location} has no point or VM {wanted}", "`mover list` shows what there is")
+
+    def _refuse_damaged(self, damaged: Sequence[Damage]) -> None:
+        for damage in damaged:
+            raise StoreDamagedError(
+                f"{self.location}/{damage.object} is damaged: {damage.reason}",
+                "the other restore points are intact: `mover list` shows them, name one by its id; or remove this file",
+            )
 
     def disk(self, root: bytes, size: int) -> DiskReader:
         """Read the content `root` of a disk of `size` bytes."""
@@ -227,19 +235,21 @@ class Store:
         *,
         deep: bool = False,
         limit: float | None = None,
+        routine: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[Damage]:
         """Check what the points in `only` need, or with None everything, and yield what is damaged.
 
         Every record is compared with its checksum, or if `deep` decompressed and compared with its id. Of `only`, the
-        first are taken until they need the share `limit` of all that is stored. Points that were found whole are
-        stamped at the end. `progress` is called with the bytes checked and to be checked.
+        first are taken until they need the share `limit` of all that is stored; if the check is `routine`, points that
+        cannot be read are damage, too, although they are not among them. Points that were found whole are stamped at
+        the end. `progress` is called with the bytes checked and to be checked.
         """
         found, damaged = self.readable_points()
-        if only is None:
+        if only is None or routine:
             yield from damaged
-            if self.config.encrypted:
-                yield from (Damage(key, reason, ()) for key, reason in self.keys.slots()[1])
+        if only is None:
+            yield from self._small_damage(found, damaged)
             self._index.mapping.renew()
         verification = Verification(
             self._backend,
@@ -256,17 +266,29 @@ class Store:
         for damage in verification.run(found if only is None else list(only), found, everything=only is None):
             suffering.update(damage.points)
             yield damage
-        whole = [point.name for point in verification.included if point.id not in suffering]
+        whole = [point for point in verification.included if point.id not in suffering]
         # Where nothing can be written, a check is a check all the same.
         with suppress(StoreFullError, StoreIoError):
             write_stamps(self._backend, self._identity, whole, Stamp(int(time.time()), deep))
-            remove_stale(self._backend, [point.name for point in found])
+
+    def _small_damage(self, found: Sequence[Point], damaged: Sequence[Damage]) -> Iterator[Damage]:
+        """What is wrong with the objects that are neither packs, index nor points, and what they say of points."""
+        if self.config.encrypted:
+            yield from (Damage(key, reason, ()) for key, reason in self.keys.slots()[1])
+        for misfit in self._misfits(found, damaged):
+            yield Damage(misfit.object, misfit.reason, (misfit.point,) if misfit.point else ())
+        yield from (Damage(key, reason, ()) for key, reason in damaged_notes(self._backend, self._identity))
+
+    def _misfits(self, found: Sequence[Point], damaged: Sequence[Damage]) -> list[Misfit]:
+        unreadable = frozenset(damage.object for damage in damaged)
+        return list(misfits(self._backend, self._identity, found, unreadable))
 
     def due(self, older_than: float, *, deep: bool = False) -> list[Point]:
         """The points that were not found whole for `older_than` seconds, those that wait longest first."""
-        stamps = read_stamps(self._backend, self._identity, deep=deep)
+        found, _ = self.readable_points()
+        stamps = read_stamps(self._backend, self._identity, found, deep=deep)
         since = time.time() - older_than
-        waiting = [(stamps[p.name].time if p.name in stamps else 0, p.record.created, p) for p in self.points()]
+        waiting = [(stamps[p.name].time if p.name in stamps else 0, p.record.created, p) for p in found]
         return [point for last, _, point in sorted(waiting, key=lambda one: one[:2]) if last <= since]
 
     def forget(self, wanted: Sequence[Point]) -> list[Point]:
@@ -331,7 +353,15 @@ class Store:
                 deep,
                 _alive(lease, progress),
             )
-            return work.run(found, [(one.object, one.reason) for one in damaged], dry=dry)
+            strays = self._misfits(found, damaged)
+            notes = list(partial.damaged(self._backend, self._identity))
+            helpless = [(one.object, one.reason) for one in damaged] + [(one.object, one.reason) for one in strays]
+            report = work.run(found, helpless + notes, dry=dry)
+            if not dry:
+                # What is told now need not be told again.
+                for key in [*(stray.key for stray in strays), *(key for key, _ in notes)]:
+                    self._backend.delete(key)
+            return report
         finally:
             lease.release()
 

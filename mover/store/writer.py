@@ -7,7 +7,7 @@ from contextlib import suppress
 from threading import Lock
 from types import TracebackType
 
-from mover.errors import StoreUnansweredError
+from mover.errors import StoreFullError, StoreIoError, StoreUnansweredError
 from mover.store import pack, partial
 from mover.store import point as points
 from mover.store import record as records
@@ -26,6 +26,7 @@ from mover.store.publish import publish_written
 from mover.store.record import BLOB, CHUNK, MAX_RAW, PAGE, Record
 from mover.store.records import Records
 from mover.store.seal import Compressors, Make, Sealed, Sealer
+from mover.store.stamps import COMMITTED, put_stamp
 from mover.store.tree import Begun, Tree
 
 # After this many new records an index segment is published, so that a run that is killed has not worked for nothing.
@@ -142,8 +143,7 @@ class Writer:
                 # Whoever asked for it was told that it failed; that is no reason to take its number.
                 self._put_point(self._undecided)
             self.flush()
-            data = points.encode(self._identity, PointName(self.wid, self._next_point), record)
-            return points.decode(self._identity, self._put_point(data), data).id
+            return self._put_point(points.encode(self._identity, PointName(self.wid, self._next_point), record))
 
     def note_progress(self, run: PartialRun) -> None:
         """Note down how far this run is, in place of the last such note; of what it says nothing was yet to be put.
@@ -169,7 +169,7 @@ class Writer:
         """Put into `tree`, which is new, what a run that was killed has left. See `partial.put_again`."""
         return partial.put_again(self._page_cache, self._index.view, tree, done)
 
-    def _put_point(self, data: bytes) -> PointName:
+    def _put_point(self, data: bytes) -> str:
         name = PointName(self.wid, self._next_point)
         try:
             if not self._backend.put(name.key, data) and self._backend.get(name.key) != data:
@@ -179,7 +179,11 @@ class Writer:
             raise
         self._undecided = b""
         self._next_point += 1
-        return name
+        id = points.decode(self._identity, name, data).id
+        # The point is committed, whatever becomes of the note of it.
+        with suppress(StoreFullError, StoreIoError):
+            put_stamp(self._backend, self._identity, name, id, COMMITTED)
+        return id
 
     def abort(self) -> None:
         """Stop writing. What is durable already is published, so that the next run need not write it again."""
@@ -255,8 +259,9 @@ class Writer:
             if not self._unpublished:
                 return
             name = SegmentName(0, self.wid, self._next_segment)
-            ids = publish_written(self._backend, self._identity, name, self._unpublished)
+            # A put that fails may have had its effect: no number is used twice.
             self._next_segment += 1
+            ids = publish_written(self._backend, self._identity, name, self._unpublished)
             self._unpublished.clear()
             self._index.add(name)
             self._packs.indexed(ids)

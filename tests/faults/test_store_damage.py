@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from mover.errors import FormatTooNewError, MoverError, NotFoundError, StoreDamagedError, StoreMissingError
 from mover.store import Damage, Store
-from tests.store_fixtures import CHUNK, back_up, files_of, noise, point_of, restore, small_packs, text, write_disk
+from tests.store_fixtures import (
+    CHUNK,
+    add_notes,
+    back_up,
+    files_of,
+    noise,
+    point_of,
+    read_disk,
+    restore,
+    small_packs,
+    text,
+    write_disk,
+)
 
 # Every so many bytes are flipped; a nightly run flips all.
 STEP = int(os.environ.get("MOVER_FLIP_STEP", "7"))
@@ -24,48 +37,71 @@ def small_disk(last: int = 0) -> bytes:
 
 
 @pytest.fixture
-def stored(tmp_path: Path) -> tuple[Path, dict[str, bytes]]:
-    """A small store with two points, and their content."""
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, bytes]]:
+    """A small store with an object of each kind, its points and their content. Checks leave no stamps there."""
+    monkeypatch.setattr("mover.store.store.write_stamps", lambda *_: None)
     path = tmp_path / "store"
     store = Store.create(path)
+    back_up(store, small_disk(7), -1, "vm0")
     points = {back_up(store, small_disk(number), number, f"vm{number}"): small_disk(number) for number in range(2)}
+    add_notes(store)
     for file in files_of(path):
         file.chmod(0o600)
     return path, points
 
 
-def judge(path: Path, points: dict[str, bytes]) -> bool:
-    """Whether damage is found. Whatever restores is right, and nothing but our errors comes out."""
-    found = False
+def judge(
+    path: Path,
+    points: dict[str, bytes],
+    open_store: Callable[[Path], Store] = Store.open,
+    checks: Sequence[bool] = (False, True),
+) -> bool:
+    """Whether `verify` finds damage, fast and deep. Whatever restores is right, and only our errors come out."""
     try:
-        store = Store.open(path)
-        listed, damaged = store.readable_points()
-        found = bool(damaged) or {point.id for point in listed} != set(points)
-        for point in listed:
-            try:
-                assert restore(store, point.id) == points[point.id]
-            except StoreDamagedError:
-                found = True
-        fast, deep = list(Store.open(path).verify()), list(Store.open(path).verify(deep=True))
-        # What one check finds in the packs the other finds, too.
-        assert bool(fast) == bool(deep)
-        return found or bool(fast)
+        store = open_store(path)
+        for point in store.readable_points()[0]:
+            if point.id in points:
+                disk = point.record.disks[0]
+                with suppress(StoreDamagedError):
+                    assert read_disk(store, disk.root, disk.size) == points[point.id]
+        found = {bool(list(open_store(path).verify(deep=deep))) for deep in checks}
     except MoverError:
         return True
+    # What one check finds in the packs the other finds, too.
+    assert len(found) == 1
+    return found == {True}
 
 
 def guarded(path: Path) -> list[Path]:
-    """Every object but stamps: of those a damaged one does not count, and that is all."""
-    return [file for file in files_of(path) if "scrub" not in file.parts]
+    """Every object but leases: what is in those is for people."""
+    return [file for file in files_of(path) if "lease" not in file.parts]
+
+
+def needed(path: Path) -> list[Path]:
+    """The objects that nobody takes away but who forgets and prunes."""
+    return [file for file in guarded(path) if file.relative_to(path).parts[0] in ("store.json", *LASTING)]
+
+
+LASTING = ("packs", "index", "points")
+KINDS = {*LASTING, "store.json", "scrub", "trash", "partial", "damage", "cond", "lease"}
+
+
+def places_in(path: Path, file: Path, step: int, rng: random.Random) -> set[int]:
+    """The bytes to be flipped: every so many; fewer where one checksum is over the whole object."""
+    if step > 1 and file.relative_to(path).parts[0] not in ("packs", "index"):
+        step *= 4
+    length = file.stat().st_size
+    return {*range(rng.randrange(step), length, step), 0, length - 1}
 
 
 def test_every_flipped_byte_is_found(stored: tuple[Path, dict[str, bytes]]) -> None:
     path, points = stored
+    assert {file.relative_to(path).parts[0] for file in files_of(path)} == KINDS
     assert not judge(path, points)
     rng = random.Random(1)
     for file in guarded(path):
         intact = file.read_bytes()
-        for at in {*range(rng.randrange(STEP), len(intact), STEP), 0, len(intact) - 1}:
+        for at in places_in(path, file, STEP, rng):
             changed = bytearray(intact)
             changed[at] ^= 1 << rng.randrange(8)
             file.write_bytes(changed)
@@ -82,6 +118,9 @@ def test_truncated_emptied_missing_and_swapped_objects_are_found(stored: tuple[P
         for left in (b"", intact[:1], intact[: len(intact) // 2], intact[:-1], intact + b"\0", bytes(len(intact))):
             file.write_bytes(left)
             assert judge(path, points), f"{file.relative_to(path)} was cut to {len(left)} bytes, and nobody noticed"
+        file.write_bytes(intact)
+    for file in needed(path):
+        intact = file.read_bytes()
         file.unlink()
         assert judge(path, points), f"{file.relative_to(path)} was removed, and nobody noticed"
         for other in files:
@@ -90,6 +129,17 @@ def test_truncated_emptied_missing_and_swapped_objects_are_found(stored: tuple[P
                 assert judge(path, points), f"{file.relative_to(path)} was replaced, and nobody noticed"
         file.write_bytes(intact)
     assert not judge(path, points)
+
+
+@pytest.mark.parametrize("pattern", ["packs/*/*/*.d", "packs/*/*/*.m", "points/*", "scrub/*"])
+def test_objects_that_changed_places_are_found(stored: tuple[Path, dict[str, bytes]], pattern: str) -> None:
+    """Each of the two is whole, and none is missing."""
+    path, points = stored
+    first, second, *_ = sorted(path.glob(pattern))
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    assert judge(path, points)
 
 
 def one(path: Path, pattern: str) -> Path:
@@ -208,6 +258,20 @@ def test_chunks_of_wrong_length_do_not_fit(tmp_path: Path) -> None:
             store.disk(root, size).read_into(0, memoryview(bytearray(size)))
     with pytest.raises(ValueError, match="not within"):
         store.disk(root, 100).read_into(99, memoryview(bytearray(2)))
+
+
+def test_a_damaged_point_is_in_the_way_of_no_other(tmp_path: Path) -> None:
+    """Only which one is the newest cannot be told then."""
+    store = Store.create(tmp_path)
+    points = {back_up(store, noise(number), number, f"vm{number}"): number for number in range(3)}
+    ids = list(points)
+    flip(one(tmp_path, f"points/{store.point(ids[1]).name.key.removeprefix('points/')}"), 9)
+    for id in (ids[0], ids[2]):
+        assert restore(Store.open(tmp_path), id) == noise(points[id])
+        assert Store.open(tmp_path).point(id[:6]).id == id
+    for wanted in ("latest", "vm1", "vm2", ids[1]):
+        with pytest.raises(StoreDamagedError, match="points/"):
+            Store.open(tmp_path).point(wanted)
 
 
 def test_asking_for_points_that_are_not_there(tmp_path: Path) -> None:

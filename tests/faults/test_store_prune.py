@@ -56,7 +56,7 @@ def test_space_is_given_back(place: Place, tmp_path: Path) -> None:
     assert (would.deleted, would.repacked, would.freed) == (did.deleted, did.repacked, did.freed)
     assert before - packs(place) > 7 * CHUNK
     assert did.copied < 3 * CHUNK
-    assert {key.split("/")[0] for key in place.objects()} == {"index", "packs", "points", "store.json"}
+    assert {key.split("/")[0] for key in place.objects()} == {"index", "packs", "points", "scrub", "store.json"}
     for opened in (store, place.open()):
         assert restore(opened, new) == new_disk()
         assert list(opened.verify(deep=True)) == []
