@@ -32,6 +32,7 @@ class FarPlay(Play):
 
     far: Far = field(default_factory=lambda: Far({}, random.Random(0)))
     settle: int = 0
+    tells_of_losses: bool = False
 
     def open(self, actor: Actor) -> Store:
         return Store.open(FarBackend(self.objects, actor.step, far=self.far))
