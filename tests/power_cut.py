@@ -1,20 +1,41 @@
 """Power cuts without a power switch: record what is written to a directory, and build what a cut may leave of it.
 
 After a cut there is what was synced, and of the rest whatever the kernel happened to have written: each name of a
-directory that was not synced may be there or not, each file that was not synced may be whole, cut, empty or zeros.
+directory that was not synced may be there or not, each file that was not synced may be whole, cut, empty or zeros, or
+have any of its pages and lack others.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import random
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
 from mover.store.backend import Buffer
 from mover.store.file_ops import FileOps
+
+# What the kernel writes at once, or not.
+PAGE = 4096
+
+
+@functools.cache
+def crash_seed() -> str:
+    """What crash tests are random by: $MOVER_CRASH_SEED, always the same without it; "any": another one each time."""
+    seed = os.environ.get("MOVER_CRASH_SEED", "1")
+    if seed == "any":
+        seed = secrets.token_hex(4)
+    print(f"MOVER_CRASH_SEED={seed}")
+    return seed
+
+
+def remains(rng: random.Random, number: int) -> Iterator[float]:
+    """The chances, for `number` states, of what was not synced: all is lost, all is there, as after a kill, or some."""
+    yield from ([0.0, 1.0] + [rng.choice([0.1, 0.5, 0.9]) for _ in range(number)])[:number]
 
 
 @dataclass(frozen=True)
@@ -157,5 +178,17 @@ class CutDisk:
         whole = bytes(file.data)
         if rng.random() < kept:
             return whole
+        if not whole[file.synced :]:
+            return whole
         length = rng.randint(file.synced, len(whole))
-        return rng.choice([whole[: file.synced], whole[:length], whole[: file.synced].ljust(len(whole), b"\0")])
+        zeros = whole[: file.synced].ljust(len(whole), b"\0")
+        return rng.choice([whole[: file.synced], whole[:length], zeros, CutDisk._reordered(file, rng)])
+
+    @staticmethod
+    def _reordered(file: _File, rng: random.Random) -> bytes:
+        """Of what was not synced some pages were written, in any order, and the others are zeros."""
+        data = bytearray(file.data)
+        for start in range(file.synced, len(data), PAGE):
+            if rng.random() < 0.5:
+                data[start : start + PAGE] = bytes(min(PAGE, len(data) - start))
+        return bytes(data)

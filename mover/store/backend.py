@@ -48,7 +48,10 @@ class Upload(Protocol):
         """Append `buffers` in order. Raises `StoreFullError`, `StoreIoError`."""
 
     def commit(self) -> bool:
-        """Make the object durable under its key, atomically. False if the key exists: nothing is changed then."""
+        """Make the object durable under its key, atomically. False if the key exists: nothing is changed then.
+
+        Raises `StoreUnansweredError` if it may or may not last.
+        """
 
     def abort(self) -> None:
         """Forget what was written. Harmless after `commit`."""
@@ -73,7 +76,7 @@ class Backend(Protocol):
         """Begin to write the object `key`."""
 
     def put(self, key: str, data: bytes) -> bool:
-        """Write a small object, durable on return. False if it exists.
+        """Write a small object, durable on return. False if it exists, which lasts then.
 
         Raises `StoreUnansweredError` if it may or may not have been written, or may be written yet.
         """

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
 
-from mover.errors import StoreFullError, StoreIoError
+from mover.errors import StoreFullError, StoreIoError, StoreUnansweredError
 from mover.store.backend import LOCAL, Buffer, ObjectMissingError, Tuning
 from mover.store.descriptors import Descriptors
 from mover.store.file_map import map_file
@@ -163,18 +163,29 @@ class DirectoryBackend:
         self._descriptors.close()
 
     def publish(self, temporary: str, key: str) -> bool:
-        """Give a synced temporary file its name. False if the name is taken."""
+        """Give a synced temporary file its name. False if the name is taken, for good.
+
+        Raises `StoreUnansweredError` if the file has its name now, but may have lost it after a power cut.
+        """
         target = self._path(key)
         parent = os.path.dirname(target)
         self._make_durable(parent)
         try:
             self._ops.link(temporary, target)
+            ours = True
         except FileExistsError:
             # Over NFS the reply to a link that succeeded can be lost, and the repeated request then says EEXIST.
-            if os.stat(temporary).st_nlink != 2:
-                return False
-        self._ops.sync_dir(parent)
-        return True
+            ours = os.stat(temporary).st_nlink == 2
+        try:
+            self._ops.sync_dir(parent)
+        except OSError as error:
+            if not ours:
+                raise
+            raise StoreUnansweredError(
+                f"{target} is written, but whether its name lasts is not known: {error.strerror}",
+                "run it again once the disk is well; what is stored is intact",
+            ) from error
+        return ours
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"

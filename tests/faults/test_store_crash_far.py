@@ -17,6 +17,7 @@ from threading import Lock
 from mover.errors import FencedError, StoreMissingError
 from mover.store import Patience, Store
 from mover.store.backend import Backend, Buffer, Tuning, Upload
+from tests.power_cut import crash_seed
 from tests.store_backends import Place, place, weed
 from tests.store_fixtures import CHUNK, back_up, noise, point_of, restore, small_packs, text, write_disk
 
@@ -149,7 +150,7 @@ def left_behind(log: Sequence[Request], rng: random.Random) -> dict[str, bytes]:
 def test_a_run_that_dies_after_any_request(place: Place) -> None:
     log, points, old = record(place)
     assert len(log) > 30 and any(key.startswith("cond/") for key, _, _ in log)
-    rng = random.Random(os.environ.get("MOVER_CRASH_SEED", "1"))
+    rng = random.Random(crash_seed())
     moments = sorted(rng.sample(range(1, len(log) + 1), min(MOMENTS, len(log))))
     for moment in moments:
         done = log[:moment]

@@ -15,7 +15,7 @@ import pytest
 
 from mover.errors import MoverError
 from mover.store.file_ops import FileOps
-from tests.power_cut import CutDisk, RecordingOps
+from tests.power_cut import CutDisk, RecordingOps, crash_seed, remains
 from tests.store_verbs import SCENES, copy_from
 
 # States looked at for each prefix of the log.
@@ -33,13 +33,13 @@ def cuts(verb: str, folder: Path, number: int, *, honest: bool = True) -> Iterat
     disk = CutDisk.holding(begun, honest=honest)
     ops = RecordingOps()
     scene.act(begun, ops)
-    rng = random.Random(f"{verb} {os.environ.get('MOVER_CRASH_SEED', '1')}")
+    rng = random.Random(f"{verb} {crash_seed()}")
     left = folder / "left"
     if copy_from(begun).exists():
         copy_from(begun).rename(copy_from(left))
     for done, op in enumerate(ops.log, 1):
         disk.apply(op)
-        for kept in [0.0, *(rng.choice([0.1, 0.5, 0.9]) for _ in range(number - 1))]:
+        for kept in remains(rng, number):
             left.mkdir()
             disk.cut(rng, kept, str(begun), left)
             yield done, left

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mover.errors import MoverError, StoreFullError, StoreIoError
+from mover.errors import MoverError, StoreFullError, StoreIoError, StoreUnansweredError
 from mover.store.backend import Buffer
 from mover.store.file_ops import FileOps
 from tests.store_verbs import SCENES, copy_from
@@ -65,8 +65,9 @@ class FailingOps(FileOps):
         super().sync_dir(path)
 
 
+# Where it is not known whether a name lasts, that is said rather than why.
 FAULTS = {
-    "the disk is full": (errno.ENOSPC, True, StoreFullError),
+    "the disk is full": (errno.ENOSPC, True, (StoreFullError, StoreUnansweredError)),
     "one call fails": (errno.EIO, False, StoreIoError),
 }
 
