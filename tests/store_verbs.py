@@ -1,6 +1,6 @@
 """What changes a store, each verb in a scene of its own: a store at the beginning, the verb, and what must hold then.
 
-Tests cut the power or make system calls fail while the verb is at work, and then let it begin anew.
+Tests cut the power, make calls fail, or let the process die while the verb is at work, and then let it begin anew.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mover.copy.points import copy_points
 from mover.store import Patience, Store
+from mover.store.backend import Backend
 from mover.store.directory import DirectoryBackend
 from mover.store.file_ops import FileOps
 from mover.store.merge import MOST
@@ -21,7 +22,7 @@ from tests.store_fixtures import CHUNK, back_up, files_of, noise, read_disk, sma
 
 @dataclass(frozen=True)
 class Scene:
-    """`begin` makes a store in a folder; `act` does the verb there, writing through the given operations.
+    """`begin` makes a store in a folder; `act` does the verb to the store that is at a back end: there, or a copy.
 
     `disks` are the contents by the time of their points: those of `lasting` restore whatever happens, and after `act`
     has ended in order, once, `achieved` holds.
@@ -30,7 +31,7 @@ class Scene:
     disks: dict[int, bytes]
     lasting: frozenset[int]
     begin: Callable[[Path], None]
-    act: Callable[[Path, FileOps], None]
+    act: Callable[[Path, Backend], None]
     achieved: Callable[[Path], None]
 
     def holds(self, folder: Path) -> None:
@@ -45,9 +46,13 @@ class Scene:
         assert list(store.verify(sound, deep=True)) == []
 
 
-def opened(folder: Path, ops: FileOps) -> Store:
-    path = str(folder / "store")
-    return small_packs(Store.open(path), CHUNK, DirectoryBackend(path, ops))
+def directory(folder: Path, ops: FileOps | None = None) -> DirectoryBackend:
+    """The store of a scene in its folder, written with the given operations."""
+    return DirectoryBackend(str(folder / "store"), ops)
+
+
+def opened(backend: Backend) -> Store:
+    return small_packs(Store.open(backend), CHUNK)
 
 
 def impatient() -> Patience:
@@ -78,8 +83,8 @@ def two_points(folder: Path) -> None:
     back_up(store, NEW, 1)
 
 
-def next_backup(folder: Path, ops: FileOps) -> None:
-    store = opened(folder, ops)
+def next_backup(folder: Path, backend: Backend) -> None:
+    store = opened(backend)
     if not any(int(point.record.created) == 2 for point in store.points()):
         back_up(store, NEXT, 2)
 
@@ -90,8 +95,8 @@ def backed_up(folder: Path) -> None:
         assert writer.seal(memoryview(NEXT)).new == 0
 
 
-def prune(folder: Path, ops: FileOps) -> None:
-    store = opened(folder, ops)
+def prune(folder: Path, backend: Backend) -> None:
+    store = opened(backend)
     store.forget([point for point in store.points() if int(point.record.created) == 0])
     store.prune(patience=impatient())
 
@@ -115,8 +120,8 @@ def many_segments(folder: Path) -> None:
     assert len(files_of(folder / "store" / "index")) == MOST
 
 
-def merging_backup(folder: Path, ops: FileOps) -> None:
-    store = opened(folder, ops)
+def merging_backup(folder: Path, backend: Backend) -> None:
+    store = opened(backend)
     with store.writer() as writer:
         writer.put_blob(noise(len(store._index.view.segments), 100))
 
@@ -150,8 +155,8 @@ def damaged(folder: Path) -> None:
         file.unlink()
 
 
-def repair(folder: Path, ops: FileOps) -> None:
-    opened(folder, ops).repair(deep=True)
+def repair(folder: Path, backend: Backend) -> None:
+    opened(backend).repair(deep=True)
 
 
 def repaired(folder: Path) -> None:
@@ -179,9 +184,9 @@ def half_copied(folder: Path) -> None:
     back_up(source, NEXT, 2)
 
 
-def copy(folder: Path, ops: FileOps) -> None:
+def copy(folder: Path, backend: Backend) -> None:
     source = Store.open(copy_from(folder))
-    assert not asyncio.run(copy_points(source, opened(folder, ops), source.points(), lambda event: None)).failed
+    assert not asyncio.run(copy_points(source, opened(backend), source.points(), lambda event: None)).failed
 
 
 def copied(folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -20,6 +20,7 @@ from mover.store.backend import Backend, Buffer, Tuning, Upload
 from tests.power_cut import crash_seed
 from tests.store_backends import Place, place, weed
 from tests.store_fixtures import CHUNK, back_up, noise, point_of, restore, small_packs, text, write_disk
+from tests.store_schedules import Objects
 
 __all__ = ["place", "weed"]
 
@@ -129,13 +130,13 @@ def record(place: Place) -> tuple[list[Request], dict[str, bytes], str]:
     return recorded.log, points, next(iter(points))
 
 
-def left_behind(log: Sequence[Request], rng: random.Random) -> dict[str, bytes]:
+def left_behind(log: Sequence[Request], rng: random.Random, before: Mapping[str, bytes] | None = None) -> Objects:
     """The objects after these requests; of the last few any may have been under way, and not have taken effect.
 
     A request is only made once all that it rests on was answered: what is lost has no successor that rests on it, and
     packs are all that goes up several at once.
     """
-    objects: dict[str, bytes] = {}
+    objects = dict(before or {})
     under_way = {key for key, _, _ in log[-3:]}
     packs_only = all(key.startswith("packs/") for key in under_way)
     lost = {key for key in under_way if rng.random() < 0.5} if packs_only else set()

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from mover.errors import MoverError
-from mover.store.file_ops import FileOps
 from tests.power_cut import CutDisk, RecordingOps, crash_seed, remains
-from tests.store_verbs import SCENES, copy_from
+from tests.store_verbs import SCENES, copy_from, directory
 
 # States looked at for each prefix of the log.
 STATES = int(os.environ.get("MOVER_CRASH_STATES", "2"))
@@ -32,7 +31,7 @@ def cuts(verb: str, folder: Path, number: int, *, honest: bool = True) -> Iterat
     scene.begin(begun)
     disk = CutDisk.holding(begun, honest=honest)
     ops = RecordingOps()
-    scene.act(begun, ops)
+    scene.act(begun, directory(begun, ops))
     rng = random.Random(f"{verb} {crash_seed()}")
     left = folder / "left"
     if copy_from(begun).exists():
@@ -53,7 +52,7 @@ def look(verb: str, folder: Path, number: int) -> int:
     for done, left in cuts(verb, folder, number):
         try:
             scene.holds(left)
-            scene.act(left, FileOps())
+            scene.act(left, directory(left))
             scene.holds(left)
             scene.achieved(left)
         except BaseException as error:
@@ -82,7 +81,7 @@ def test_a_disk_that_lies_is_noticed(tmp_path: Path, verb: str) -> None:
     for _, left in cuts(verb, tmp_path, 3, honest=False):
         try:
             scene.holds(left)
-            scene.act(left, FileOps())
+            scene.act(left, directory(left))
             scene.achieved(left)
         except (MoverError, AssertionError):
             return

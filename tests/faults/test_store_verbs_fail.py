@@ -14,7 +14,7 @@ import pytest
 from mover.errors import MoverError, StoreFullError, StoreIoError, StoreUnansweredError
 from mover.store.backend import Buffer
 from mover.store.file_ops import FileOps
-from tests.store_verbs import SCENES, copy_from
+from tests.store_verbs import SCENES, copy_from, directory
 
 
 @dataclass
@@ -88,7 +88,7 @@ def test_each_write_fails_once(tmp_path: Path, verb: str, fault: str) -> None:
             shutil.copytree(copy_from(beginning), copy_from(folder))
         ops = FailingOps(at, error, on)
         try:
-            scene.act(folder, ops)
+            scene.act(folder, directory(folder, ops))
         except MoverError as caught:
             assert isinstance(caught, expected), f"call {at}: {caught!r}"
             assert ops.failed
@@ -98,7 +98,7 @@ def test_each_write_fails_once(tmp_path: Path, verb: str, fault: str) -> None:
             raise
         try:
             scene.holds(folder)
-            scene.act(folder, FileOps())
+            scene.act(folder, directory(folder))
             scene.holds(folder)
             scene.achieved(folder)
         except BaseException as caught:
