@@ -6,8 +6,8 @@ import json
 import re
 import secrets
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from blake3 import blake3
 
@@ -24,6 +24,14 @@ _FORMAT = "mover-store"
 
 
 @dataclass(frozen=True)
+class Features:
+    """Additions that a program must know to write or prune, and this one does not."""
+
+    write: tuple[str, ...] = ()
+    prune: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Config:
     """`key` (32 bytes) is what all ids and checksums are derived from; `level` is zstd's, None for no compression.
 
@@ -37,6 +45,13 @@ class Config:
     pack_target: int = PACK_TARGET
     encrypted: bool = False
     slot: str = ""
+    unknown: Features = Features()
+
+    def require(self, location: str, doing: Literal["write", "prune"]) -> None:
+        """That this program knows what it takes; who prunes writes as well. Raises `FormatTooNewError`."""
+        _refuse_unknown(location, doing, self.unknown.write)
+        if doing == "prune":
+            _refuse_unknown(location, doing, self.unknown.prune)
 
 
 def new_config(chunk_size: int, compression: str, *, encrypted: bool = False) -> Config:
@@ -82,8 +97,10 @@ def decode(location: str, data: bytes) -> Config:
         raise FormatTooNewError(
             f"{location} has format version {version}, this program knows {VERSION}", "use a newer mover"
         )
-    if unknown := _unknown_features(features):
-        raise FormatTooNewError(f"{location} uses {', '.join(unknown)}, which this program lacks", "use a newer mover")
+    if not isinstance(features, dict) or not features.keys() <= {"read", "write", "prune"}:
+        raise FormatTooNewError(f"{location} has features of a kind this program does not know", "use a newer mover")
+    needed = {kind: _names(features.get(kind, [])) for kind in ("read", "write", "prune")}
+    _refuse_unknown(location, "read", needed["read"])
     if (
         fields.get("aead") not in ("none", AES_256_GCM)
         or fields.get("hash") != "blake3"
@@ -91,7 +108,7 @@ def decode(location: str, data: bytes) -> Config:
     ):
         raise FormatTooNewError(f"{location} uses a format this program does not know", "use a newer mover")
     try:
-        return _config(fields)
+        return replace(_config(fields), unknown=Features(needed["write"], needed["prune"]))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(location, str(error)) from error
 
@@ -125,10 +142,17 @@ def _check_chunk_size(size: int) -> None:
         raise ValueError(f"the chunk size is a power of two from {MIN_CHUNK} to {MAX_CHUNK}, not {size}")
 
 
-def _unknown_features(features: object) -> list[str]:
-    if not isinstance(features, dict):
-        return ["features"]
-    return [str(name) for names in features.values() if isinstance(names, list) for name in names]
+def _names(found: object) -> tuple[str, ...]:
+    """The names of features; whatever else stands there is one that nobody knows."""
+    return tuple(map(str, found)) if isinstance(found, list) else (str(found),)
+
+
+def _refuse_unknown(location: str, doing: str, features: tuple[str, ...]) -> None:
+    if features:
+        raise FormatTooNewError(
+            f"{location} uses {', '.join(features)}, which this program does not know: it cannot {doing} it",
+            "use a newer mover",
+        )
 
 
 def _canonical(fields: dict[str, Any]) -> bytes:

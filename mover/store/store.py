@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from mover.errors import (
+    FormatTooNewError,
     NotEncryptedError,
     NotFoundError,
     PassphraseError,
@@ -158,7 +159,11 @@ class Store:
         return self._backend.tuning.requests
 
     def writer(self) -> Writer:
-        """Begin to write. One writer serves a whole run with all its threads; use it as a context manager."""
+        """Begin to write. One writer serves a whole run with all its threads; use it as a context manager.
+
+        Raises `FormatTooNewError`, and what the store raises.
+        """
+        self.config.require(self.location, "write")
         # The lease before everything that is looked at: either a prune sees it, or we see what the prune condemned.
         lease = Lease(self._backend, new_writer_id())
         try:
@@ -267,8 +272,9 @@ class Store:
             suffering.update(damage.points)
             yield damage
         whole = [point for point in verification.included if point.id not in suffering]
-        # Where nothing can be written, a check is a check all the same.
-        with suppress(StoreFullError, StoreIoError):
+        # Where nothing can be written, or must not be, a check is a check all the same.
+        with suppress(StoreFullError, StoreIoError, FormatTooNewError):
+            self.config.require(self.location, "write")
             write_stamps(self._backend, self._identity, whole, Stamp(int(time.time()), deep))
 
     def _small_damage(self, found: Sequence[Point], damaged: Sequence[Damage]) -> Iterator[Damage]:
@@ -294,8 +300,10 @@ class Store:
     def forget(self, wanted: Sequence[Point]) -> list[Point]:
         """Give up restore points; returns those that are gone now. `prune` gives their space back.
 
-        Left alone are the newest point of a VM that would have none, and points of runs that are still writing.
+        Left alone are the newest point of a VM that would have none, and points of runs that are still writing. Raises
+        `FormatTooNewError`, and what the store raises.
         """
+        self.config.require(self.location, "prune")
         return forget(self._backend, self.readable_points()[0], wanted)
 
     def prune(
@@ -321,6 +329,7 @@ class Store:
         return self._prune(min_live, None, progress).plan(without)
 
     def _prune(self, min_live: float, patience: Patience | None, progress: Progress | None) -> Prune:
+        self.config.require(self.location, "prune")
         return Prune(
             self._backend,
             self._identity,
@@ -337,8 +346,9 @@ class Store:
 
         What is lost is stored again when it is seen again; backups do not build on points that lack something. With
         `dry` nothing is changed. Raises `StoreDamagedError` if it cannot be known what a prune is about to delete, and
-        what the store raises.
+        what the store raises, and `FormatTooNewError`.
         """
+        self.config.require(self.location, "prune")
         lease = Lease(self._backend, new_writer_id())
         try:
             found, damaged = self.readable_points()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mover.errors import FormatTooNewError, MoverError, NotFoundError, StoreDamagedError, StoreMissingError
-from mover.store import Damage, Store
+from mover.store import Damage, Store, config
 from tests.store_fixtures import (
     CHUNK,
     add_notes,
@@ -232,19 +233,57 @@ def test_stores_that_are_not(tmp_path: Path) -> None:
         Store.open(path)
 
 
-@pytest.mark.parametrize(("key", "value"), [("version", 2), ("aead", "aes"), ("features", {"read": ["moon"]})])
-def test_newer_stores_are_left_alone(tmp_path: Path, key: str, value: object) -> None:
-    import json
-
-    from mover.store import config
-
-    Store.create(tmp_path / "store")
-    file = one(tmp_path / "store", "store.json")
-    fields = {**json.loads(file.read_bytes()), key: value}
+def describe(path: Path, **changes: object) -> None:
+    """Give the store at `path` another description, as another version might write it."""
+    file = one(path, "store.json")
+    fields = {**json.loads(file.read_bytes()), **changes}
     del fields["check"]
     file.write_bytes(config._canonical({**fields, "check": config._check(fields)}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("version", 2),
+        ("aead", "aes"),
+        ("hash", "blake4"),
+        ("fanout", 256),
+        ("features", {"read": ["moon"]}),
+        ("features", {"rescue": ["moon"]}),
+        ("features", {"read": "moon"}),
+        ("features", []),
+    ],
+)
+def test_newer_stores_are_left_alone(tmp_path: Path, key: str, value: object) -> None:
+    Store.create(tmp_path / "store")
+    describe(tmp_path / "store", **{key: value})
     with pytest.raises(FormatTooNewError):
         Store.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("kind", ["write", "prune"])
+def test_what_is_not_known_is_not_done(tmp_path: Path, kind: str) -> None:
+    """A feature that one has to know to prune is in the way of no backup, and none of these of a restore."""
+    path = tmp_path / "store"
+    point = back_up(Store.create(path), noise("a"))
+    describe(path, features={"read": [], "write": [], "prune": [], kind: ["moon"]})
+    before = {file: file.read_bytes() for file in files_of(path)}
+    store = Store.open(path)
+    assert restore(store, point) == noise("a")
+    refused: list[Callable[[], object]] = [
+        store.prune,
+        store.would_prune,
+        store.repair,
+        lambda: store.forget(store.points()),
+    ]
+    for verb in refused if kind == "prune" else [*refused, store.writer]:
+        with pytest.raises(FormatTooNewError, match="moon"):
+            verb()
+    if kind == "write":
+        assert list(store.verify()) == []
+        assert {file: file.read_bytes() for file in files_of(path)} == before, "not even a stamp is put"
+    else:
+        assert restore(store, back_up(store, noise("b"), 1)) == noise("b")
 
 
 def test_chunks_of_wrong_length_do_not_fit(tmp_path: Path) -> None:
