@@ -175,16 +175,21 @@ class Index:
             return self._view
 
     def add(self, name: SegmentName) -> None:
-        """Use a segment that was just published. Its packs are as usable as they are in those it replaces."""
+        """Use a segment that was just published. Its packs are as usable as they are in those it replaces.
+
+        Raises `StoreDamagedError`, and what the store raises.
+        """
         try:
-            data = _map(self.mapping, name)
+            data = self.mapping.map(name.key)
+            segment = segments.parse(self.identity, data)
         except ObjectMissingError:
             # Somebody has merged it already.
             self.reload()
             return
-        if isinstance(data, BadSealError):
-            raise StoreDamagedError(f"{self.backend.location}/{name.key} is damaged: {data}")
-        segment = segments.parse(self.identity, data)
+        except (BadSealError, BadSegmentError) as error:
+            raise StoreDamagedError(
+                f"{self.backend.location}/{name.key} is damaged: {error}", "it was just written: run mover verify"
+            ) from error
         with self._lock:
             view = self._view or load(self.backend, self.identity, self.mapping)
             self._view = view.adding(view.loaded(name, segment, data))

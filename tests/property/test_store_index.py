@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mover.store import pack, point, record, segment
+from mover.store import Store, pack, point, record, segment
 from mover.store.identity import Identity
-from mover.store.names import DATA, META, PackName, PointName, SegmentName, parse_pack, parse_point, parse_segment
+from mover.store.names import (
+    DATA,
+    META,
+    PackName,
+    PointName,
+    SegmentName,
+    parse_lease,
+    parse_pack,
+    parse_partial,
+    parse_point,
+    parse_segment,
+)
 from mover.store.segment import ROW, PackEntry, Segment, keys_of
+from tests.store_fixtures import back_up, noise, restore
 
 IDENTITY = Identity.of(bytes(range(32)), encrypted=False)
 CIPHER = IDENTITY.cipher
@@ -174,3 +187,26 @@ def test_names_come_back(wid: bytes, number: int, kind: int, level: int) -> None
 def test_foreign_names_are_nothing(key: str) -> None:
     for prefix in ("", "packs/", "index/", "points/"):
         assert parse_pack(prefix + key) is parse_segment(prefix + key) is parse_point(prefix + key) is None
+
+
+@pytest.mark.parametrize("number", ["00", "01", "0000000001", "1234567890", "+1", "1 ", ""])
+def test_numbers_have_one_spelling(number: str) -> None:
+    """Else two names would mean one object, of which only one is there."""
+    wid = bytes(16).hex()
+    assert parse_segment(f"index/0/{wid}.1") and parse_point(f"points/{wid}.0") and parse_lease(f"lease/{wid}.9")
+    assert parse_segment(f"index/0/{wid}.{number}") is parse_point(f"points/{wid}.{number}") is None
+    assert parse_lease(f"lease/{wid}.{number}") is parse_partial(f"partial/{wid}.{number}") is None
+
+
+def test_objects_of_others_are_in_nobodys_way(tmp_path: Path) -> None:
+    store = Store.create(tmp_path)
+    point = back_up(store, noise("a"))
+    for folder in ("index/0", "points", "lease", "trash", "cond", "scrub", "partial", "damage", "packs"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in (f"{bytes(16).hex()}.007", "README", ".nfs0001"):
+            (tmp_path / folder / name).write_bytes(b"somebody else's")
+    assert restore(Store.open(tmp_path), point) == noise("a")
+    assert list(Store.open(tmp_path).verify()) == []
+    assert back_up(Store.open(tmp_path), noise("b"), 1)
+    Store.open(tmp_path).prune()
+    assert Store.open(tmp_path).repair().helpless == ()

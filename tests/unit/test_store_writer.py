@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mover.errors import FencedError, NotFoundError, UsageError
+from mover.errors import FencedError, NotFoundError, StoreDamagedError, UsageError
 from mover.store import PointRecord, Store
+from mover.store.directory import DirectoryBackend
 from mover.store.names import PointName
 from mover.store.point import FENCE
 from tests.format_reader import Reader
@@ -203,3 +204,22 @@ def test_a_writer_that_renews_its_lease_learns_that_it_is_shut_out(tmp_path: Pat
     with pytest.raises(FencedError):
         writer.renew()
     writer.abort()
+
+
+class Garbling(DirectoryBackend):
+    """Gives back other bytes than were put, of segments, once this is asked for."""
+
+    garbles = False
+
+    def map(self, key: str) -> memoryview:
+        whole = super().map(key)
+        return memoryview(bytes(len(whole))) if self.garbles else whole
+
+
+def test_a_segment_that_comes_back_damaged_is_said_to_be(tmp_path: Path) -> None:
+    Store.create(tmp_path)
+    backend = Garbling(str(tmp_path))
+    with pytest.raises(StoreDamagedError, match="index/0/"), Store.open(backend).writer() as writer:
+        write_disk(writer, noise(1))
+        backend.garbles = True
+        writer.flush()
