@@ -5,14 +5,23 @@ It checks no signatures and keeps objects in memory. What a client can rest on i
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from mover.store import S3Access
 from mover.store.s3 import S3Backend
@@ -117,12 +126,40 @@ def _handler(server: FaultyServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+def private_authority(folder: Path) -> tuple[ssl.SSLContext, bytes]:
+    """A server's context, and the certificate of the authority that vouches for it, which no system knows."""
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("authority", "server")]
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    pem = b""
+    for key, name, issued in zip(keys, names, (False, True), strict=True):
+        start = datetime.now(UTC) - timedelta(days=1)
+        made = x509.CertificateBuilder().subject_name(name).issuer_name(names[0]).public_key(key.public_key())
+        made = made.serial_number(x509.random_serial_number()).not_valid_before(start)
+        made = made.not_valid_after(start + timedelta(days=30))
+        made = made.add_extension(x509.BasicConstraints(ca=not issued, path_length=None), critical=True)
+        made = made.add_extension(address, critical=False) if issued else made
+        pem = made.sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        (folder / f"{issued}.pem").write_bytes(pem)
+    secret = keys[1].private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "server.pem").write_bytes(secret + pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    return context, (folder / "False.pem").read_bytes()
+
+
 @contextmanager
-def faulty_server() -> Iterator[FaultyServer]:
-    """A server for as long as the block lasts."""
+def faulty_server(context: ssl.SSLContext | None = None) -> Iterator[FaultyServer]:
+    """A server for as long as the block lasts; with a `context` it speaks TLS."""
     server = FaultyServer()
     http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
+    if context is not None:
+        http.socket = context.wrap_socket(http.socket, server_side=True, do_handshake_on_connect=False)
     http.daemon_threads = True
+    # Who hangs up during the handshake is meant to.
+    http.handle_error = lambda request, address: None  # type: ignore[method-assign]
     server.port = http.server_address[1]
     thread = threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -49,13 +49,13 @@ def parse_header(data: bytes) -> PackName:
     """The name a pack says it has. Raises `BadPackError`."""
     if len(data) < HEADER_LENGTH:
         raise BadPackError("it is shorter than a header")
-    magic, wid, seq, kind, aead, _, _, _ = _HEADER.unpack_from(data)
+    magic, wid, seq, kind, aead, flags, _, reserved = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise BadPackError("it does not begin like a pack")
     if struct.unpack_from("<Q", data, _HEADER.size)[0] != xxh3_64_intdigest(data[: _HEADER.size]):
         raise BadPackError("its header is damaged")
-    if aead > 1:
-        raise BadPackError("it is encrypted in a way this version does not know")
+    if aead > 1 or flags or any(reserved):
+        raise BadPackError("it is made in a way this version does not know")
     return PackName(wid, seq, kind)
 
 

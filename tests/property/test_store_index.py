@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_digest
 
 from mover.store import Store, pack, point, record, segment
 from mover.store.identity import Identity
@@ -125,6 +126,15 @@ def test_damaged_packs(data: st.DataObject) -> None:
         assert pack.parse_footer(IDENTITY, header, tail, size).entries == ENTRIES
     except pack.BadPackError:
         assert (header, tail) != (PACK_HEADER, PACK_TAIL)
+
+
+@pytest.mark.parametrize("at", [29, 30, 31, 40, 55])
+def test_a_pack_of_a_later_version_is_not_taken_for_one_of_this(at: int) -> None:
+    """Its header's checksum is right, but where zeros belong there is something."""
+    header = bytearray(PACK_HEADER[:56])
+    header[at] = 2
+    with pytest.raises(pack.BadPackError, match="this version"):
+        pack.parse_header(bytes(header) + xxh3_64_digest(bytes(header))[::-1])
 
 
 @settings(max_examples=300)

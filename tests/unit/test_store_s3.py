@@ -18,6 +18,7 @@ from mover.store.s3 import S3Access, S3Backend
 from mover.store.s3.access import connect, split_url
 from mover.store.s3.answers import understand
 from protocol.secret import Secret
+from tests.s3_server import faulty_server, private_authority
 from tests.store_fixtures import noise
 from tests.store_schedules import MemoryBackend
 
@@ -112,6 +113,32 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         connect("b", "p", S3Access(endpoint="localhost:9000"), {})
     with pytest.raises(UsageError):
         S3Backend("b", "p", S3Access(ca=b"no certificate"))
+
+
+def test_an_authority_that_only_the_settings_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a server in one's own house has it; from the job, the environment, or the profile."""
+    context, pem = private_authority(tmp_path)
+    (tmp_path / "ca.pem").write_bytes(pem)
+    (tmp_path / "config").write_text(f"[default]\nca_bundle = {tmp_path}/ca.pem\n")
+    with faulty_server(context) as server:
+
+        def backend(ca: bytes | None = None) -> S3Backend:
+            endpoint = f"https://127.0.0.1:{server.port}"
+            return S3Backend("bucket", "store", S3Access(endpoint, "us-east-1", "k", Secret("s"), ca=ca, retry_for=0.1))
+
+        with pytest.raises(StoreIoError, match=f"127.0.0.1:{server.port}") as caught:
+            backend().put("a", b"1")
+        assert "certificate" in str(caught.value)
+        assert "ca-file" in caught.value.hint and "AWS_CA_BUNDLE" in caught.value.hint
+        assert backend(pem).put("a", b"1")
+        monkeypatch.setenv("AWS_CONFIG_FILE", f"{tmp_path}/config")
+        assert backend().put("b", b"1")
+        monkeypatch.delenv("AWS_CONFIG_FILE")
+        monkeypatch.setenv("AWS_CA_BUNDLE", f"{tmp_path}/ca.pem")
+        assert backend().put("c", b"1")
+        monkeypatch.setenv("AWS_CA_BUNDLE", f"{tmp_path}/nothing")
+        with pytest.raises(SecretError, match="AWS_CA_BUNDLE"):
+            backend()
 
 
 JOB = """

@@ -74,8 +74,8 @@ def connect(bucket: str, prefix: str, access: S3Access, environment: Mapping[str
         "connect_timeout": timedelta(seconds=_CONNECT),
         "timeout": timedelta(seconds=_REQUEST),
     }
-    if access.ca is not None:
-        options["root_certificate"] = access.ca
+    if (ca := access.ca or _authorities(environment.get("AWS_CA_BUNDLE") or profile.get("ca_bundle"))) is not None:
+        options["root_certificate"] = ca
     try:
         client = S3Store(
             bucket,
@@ -88,6 +88,14 @@ def connect(bucket: str, prefix: str, access: S3Access, environment: Mapping[str
     except Exception as error:
         raise UsageError(f"s3://{bucket}/{prefix}: {str(error).splitlines()[0]}") from error
     return client, endpoint or f"AWS, region {config['region']}"
+
+
+def _authorities(path: str | None) -> bytes | None:
+    """PEM text of the authorities in a file. Raises `SecretError`."""
+    try:
+        return Path(path).expanduser().read_bytes() if path else None
+    except OSError as error:
+        raise SecretError(f"AWS_CA_BUNDLE or ca_bundle names {path}, which cannot be read: {error.strerror}") from error
 
 
 def _add_keys(config: S3Config, access: S3Access, profile: Mapping[str, str], environment: Mapping[str, str]) -> None:

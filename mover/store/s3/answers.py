@@ -23,6 +23,8 @@ _KIND = re.compile(r"kind: (Connect|Timeout|Request|Decode|Body|Interrupted)")
 # Where obstore asks for credentials when nobody gave it any: the instance's and the container's metadata.
 _METADATA = re.compile(r"/latest/api/token|/latest/meta-data|169\.254\.170\.2|fetching \w+ credentials", re.I)
 _NO_CREDENTIALS = "NoCredentials"
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
+_UNTRUSTED = "UntrustedCertificate"
 _WORTH_ANOTHER_TRY = {408, 409, 425, 429}
 _NO_ROOM = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "EntityTooLarge", "StorageFull"}
 _CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AccessDenied"}
@@ -40,7 +42,7 @@ class Answer(NamedTuple):
     @property
     def passing(self) -> bool:
         """Whether the same request may go well later. Then it is also not known whether this one had an effect."""
-        if self.no_room or self.code == _NO_CREDENTIALS:
+        if self.no_room or self.code in (_NO_CREDENTIALS, _UNTRUSTED):
             return False
         return (self.status in (0, *range(500, 600)) and self.status != 501) or self.status in _WORTH_ANOTHER_TRY
 
@@ -74,6 +76,10 @@ class Answer(NamedTuple):
             return (
                 "give access-key-id and a secret in [store], AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
             )
+        if self.code == _UNTRUSTED:
+            return (
+                "if it is the server's own, name the authority that vouches for it: ca-file in [store], AWS_CA_BUNDLE"
+            )
         return "check the endpoint and the network; run it again later" if self.status == 0 else ""
 
 
@@ -82,6 +88,8 @@ def understand(error: Exception) -> Answer:
     text = str(error)
     if _METADATA.search(text):
         return Answer(0, _NO_CREDENTIALS, "no keys are given, and this machine has no role that gives them")
+    if untrusted := _CERTIFICATE.search(text):
+        return Answer(0, _UNTRUSTED, f"its certificate is not trusted ({untrusted[1]})")
     status = _STATUS.search(text)
     code = _CODE.search(text)
     if status is None and isinstance(error, FileNotFoundError):
