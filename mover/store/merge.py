@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mover.errors import StoreDamagedError
 from mover.store import segment as segments
 from mover.store.backend import Backend
 from mover.store.identity import Identity
@@ -46,7 +47,7 @@ def merge(
     replaces may be deleted then; whoever has it mapped keeps it, and whoever misses it looks again.
     """
     intact = [loaded for loaded in chosen if segments.columns_intact(identity, loaded.data)]
-    if len(intact) < 2:
+    if len(intact) < 2 or _too_many(intact):
         return None
     level = max(loaded.name.level for loaded in intact) + 1
     return _write(backend, identity, _Merging(intact), SegmentName(level, wid, number))
@@ -62,12 +63,22 @@ def rewrite(
 ) -> SegmentName | None:
     """Write one segment in place of `chosen` that does not list some packs. None if no pack is left to be listed.
 
-    It has the level of the highest of them, so that pruning often does not use the levels up.
+    It has the level of the highest of them, so that pruning often does not use the levels up. Raises what the store
+    raises, and `StoreDamagedError` if there are more records than one segment can have.
     """
+    if _too_many(chosen):
+        raise StoreDamagedError(
+            f"the index of {backend.location} has more records than can be rewritten at once; nothing is deleted",
+            "a store of this size is better made several, by pool or tenant",
+        )
     merging = _Merging(chosen, without)
     if not merging.packs:
         return None
     return _write(backend, identity, merging, SegmentName(max(loaded.name.level for loaded in chosen), wid, number))
+
+
+def _too_many(chosen: Sequence[Loaded]) -> bool:
+    return sum(len(loaded.segment) for loaded in chosen) > segments.MAX_RECORDS
 
 
 def _write(backend: Backend, identity: Identity, merging: _Merging, name: SegmentName) -> SegmentName | None:

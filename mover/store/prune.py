@@ -20,7 +20,7 @@ from mover.store import pack
 from mover.store import segment as segments
 from mover.store.at_once import at_once
 from mover.store.backend import Backend, ObjectMissingError
-from mover.store.condemned import encode_condemned, read_condemned, refuse_damaged_condemnations
+from mover.store.condemned import MAX_PACKS, encode_condemned, read_condemned, refuse_damaged_condemnations
 from mover.store.config import Config
 from mover.store.copying import Copier
 from mover.store.identity import Identity
@@ -186,6 +186,9 @@ class Prune:
             wasteful = live.get(name, 0) + _PACK_FRAME < self._min_live * size or not live.get(name)
             if name in interrupted or (wasteful and name.wid not in busy):
                 plan.doomed[name] = size
+            if len(plan.doomed) == MAX_PACKS:
+                # More than one object can condemn: the next prune goes on.
+                break
         return plan
 
     def _condemn(self, plan: _Plan) -> None:

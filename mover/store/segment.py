@@ -25,6 +25,7 @@ HEADER_LENGTH = 64
 TRAILER_LENGTH = 128
 ROW_LENGTH = 40
 MAX_LEVEL = 9
+MAX_RECORDS = (1 << 32) - 1
 _MAGIC = b"MVIDX\0\0\x01"
 _END = b"MVIDXEND"
 HEAD = _MAGIC + bytes(HEADER_LENGTH - len(_MAGIC))
@@ -188,7 +189,7 @@ def parse(identity: Identity, data: memoryview) -> Segment:
     if trailer[-8:] != _END or data[:8] != _MAGIC:
         raise BadSegmentError("it does not begin and end like an index segment")
     count, packs, replaces, window, bits, _, _ = _FIELDS.unpack_from(trailer)
-    if bits > 32 or count >= 1 << 32:
+    if bits > 32 or count > MAX_RECORDS:
         raise BadSegmentError("its trailer is damaged")
     rows = HEADER_LENGTH + 8 * count
     fence = rows + ROW_LENGTH * count

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -241,3 +243,58 @@ def test_a_power_cut_leaves_an_encrypted_store_as_whole_as_a_plain_one(tmp_path:
                 assert list(opened(left / "store").verify(deep=True)) == []
             shutil.rmtree(left)
     assert noted == ["made", point]
+
+
+def sealed_in(folder: Path) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """What was sealed under which key: what names the key but for the store's own, the nonce, and what came of it."""
+    for file in files_of(folder):
+        data = file.read_bytes()
+        if file.parent.name == "keys":
+            fields = json.loads(data)
+            wrapped = bytes.fromhex(fields["wrapped"])
+            yield bytes.fromhex(fields["salt"]), wrapped[:12], wrapped
+        elif "packs" in file.parts:
+            start, count = int.from_bytes(data[-64:-56], "little"), int.from_bytes(data[-52:-48], "little")
+            for entry in range(start, start + 48 * count, 48):
+                at, length = (int.from_bytes(data[entry + to : entry + to + 4], "little") for to in (32, 36))
+                payload = data[at + 56 : at + 56 + length]
+                yield data[entry : entry + 32], payload[:12], payload
+        elif data[:6] == b"MVSEAL":
+            yield data[8:32], b"", data
+
+
+def test_no_key_meets_a_nonce_twice(tmp_path: Path) -> None:
+    """In the life of a store and of a copy of it that goes its own way: writers that know nothing of each other store
+    the same, one is aborted and begins anew, segments are merged, records are moved, passphrases are added."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    seen: dict[tuple[bytes, bytes], bytes] = {}
+    disk = small_disk() + noise("a", 2 * CHUNK)
+
+    def look() -> int:
+        for folder in (here, there):
+            for key, nonce, sealed in sealed_in(folder) if folder.exists() else ():
+                assert seen.setdefault((key, nonce), sealed) == sealed, "one key and nonce for two different things"
+        return len(seen)
+
+    back_up(small_packs(create(here), CHUNK), disk, 0)
+    look()
+    shutil.copytree(here, there)
+    for folder in (here, there):
+        store = small_packs(opened(folder), CHUNK)
+        with store.writer() as one, opened(folder).writer() as other:
+            for writer in (one, other):
+                root = write_disk(writer, disk + noise("b"))
+            other.commit(point_of(root, len(disk) + CHUNK, 1))
+        with pytest.raises(RuntimeError), store.writer() as writer:
+            write_disk(writer, noise("c", 3 * CHUNK))
+            raise RuntimeError("the pool is gone")
+        look()
+        for number in range(2, 12):
+            back_up(small_packs(opened(folder), CHUNK), noise("c", 3 * CHUNK) + noise(number), number)
+        look()
+        opened(folder).add_passphrase(type(PASSPHRASE)("another"), cost=CHEAP)
+        opened(folder).forget(opened(folder).points()[:6])
+        opened(folder).prune(min_live=0.99)
+        list(opened(folder).verify())
+        assert list(opened(folder).verify(deep=True)) == []
+    assert look() > 100

@@ -367,3 +367,16 @@ def test_what_a_prune_deletes_is_not_missing_to_a_check(tmp_path: Path) -> None:
     assert list(store.verify(progress=prune_meanwhile)) == []
     assert pruned[0].deleted > 16
     assert restore(store, points[-1]) == noise(3) + noise(79)
+
+
+def test_more_packs_than_can_be_condemned_at_once_take_several_prunes(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mover.store.prune.MAX_PACKS", 2)
+    store = place.create()
+    for number in range(4):
+        back_up(store, noise(number), number)
+    store.forget(store.points()[:3])
+    assert [place.open().prune().deleted for _ in range(4)] == [2, 2, 2, 0]
+    assert restore(place.open(), "latest") == noise(3)
+    assert list(place.open().verify(deep=True)) == []

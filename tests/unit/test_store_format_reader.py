@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,19 @@ from mover.store import Store
 from protocol.secret import Secret
 from tests import format_reader
 from tests.crypt_fixtures import PASSPHRASE, create
-from tests.store_fixtures import CHUNK, back_up, noise, point_of, read_disk, restore, small_packs, text, write_disk
+from tests.store_fixtures import (
+    CHUNK,
+    add_notes,
+    back_up,
+    files_of,
+    noise,
+    point_of,
+    read_disk,
+    restore,
+    small_packs,
+    text,
+    write_disk,
+)
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
@@ -84,3 +99,52 @@ def test_root_names_content_however_it_was_written(tmp_path: Path) -> None:
         root = write_disk(writer, bytes(new), [150], base=base, base_size=len(old))
         assert root == write_disk(writer, bytes(new)) != base
     assert read_disk(store, root, len(new)) == new
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_what_a_reader_does_not_need_is_as_the_page_says(tmp_path: Path, encrypted: bool) -> None:
+    """Stamps, trash, condemnations, notes and leases, taken apart by what the page says of them."""
+    store = (create if encrypted else Store.create)(tmp_path)
+    for number in range(2):
+        back_up(store, noise(number), number)
+    (first, second) = store.points()
+    assert list(store.verify(deep=True)) == []
+    add_notes(store)
+    reader = format_reader.Reader(tmp_path, PASSPHRASE.reveal() if encrypted else "")
+
+    def whole(key: str, name: str = "") -> bytes:
+        data = reader.opened(tmp_path / key, name or key)
+        assert reader.check(data[:-32]) == data[-32:]
+        return data[:-32]
+
+    names: dict[str, list[str]] = {}
+    for file in files_of(tmp_path):
+        key = str(file.relative_to(tmp_path))
+        names.setdefault(key.split("/")[0], []).append(key)
+    assert [json.loads((tmp_path / key).read_bytes()).keys() for key in names["lease"]] == [{"host", "pid", "started"}]
+    for key in names["scrub"]:
+        assert re.fullmatch(r"scrub/[0-9a-f]{32}\.0\.[1-9][0-9]{9}\.d", key)
+        content = reader.opened(tmp_path / key, key)
+        id = next(p.id for p in (first, second) if p.name.key == "points/" + ".".join(key[6:].split(".")[:2]))
+        assert content == id.encode() + reader.check(key.encode() + id.encode())
+    (forgotten,) = names["trash"]
+    assert forgotten == "trash/" + first.name.key.removeprefix("points/")
+    assert json.loads(whole(forgotten, first.name.key))["created"] == 0
+    (condemned,) = names["cond"]
+    assert whole(condemned) == b"MVCOND\0\1" + bytes(16) + b"\7\0\0\0" + b"\1" + bytes(3)
+    (lost,) = names["damage"]
+    assert whole(lost) == b"MVLOST\0\1" + bytes(range(32))
+    (note,) = names["partial"]
+    about = json.loads(whole(note))
+    (vm,) = about.pop("vms")
+    (disk,) = vm.pop("disks")
+    assert (about, vm) == (
+        {"format": 1, "job": "j", "run": "r"},
+        {"vm_uuid": "u", "snapshot_uuid": "s", "created": 1.0},
+    )
+    ((level, number, id),) = disk.pop("pages")
+    assert (level, number, base64.b64decode(id)) == (0, 0, bytes(range(32)))
+    assert disk == {"vdi_uuid": "v", "snapshot_uuid": "s", "size": CHUNK, "done": CHUNK}
+    assert {"cond", "damage", "index", "lease", "packs", "partial", "points", "scrub", "store.json", "trash"} == (
+        names.keys() - {"keys"}
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mover.errors import StoreDamagedError
 from mover.store import Store, merge, segment
 from mover.store.directory import DirectoryBackend
 from mover.store.identity import Identity
@@ -103,3 +104,16 @@ def test_damage_is_not_merged(tmp_path: Path) -> None:
     assert file.exists()
     assert str(file.relative_to(path)) in [damage.object for damage in Store.open(path).verify()]
     assert restore(Store.open(path), points[-1]) == text(19) + noise(1)
+
+
+def test_more_records_than_a_segment_can_have_stay_in_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store.create(tmp_path)
+    monkeypatch.setattr(segment, "MAX_RECORDS", 2 * MOST)
+    points = {back_up(store, text(number), number): text(number) for number in range(3 * MOST)}
+    assert len(files_of(tmp_path / "index")) > MOST
+    store.forget(store.points()[:-1])
+    with pytest.raises(StoreDamagedError, match="nothing is deleted"):
+        store.prune()
+    last = list(points)[-1]
+    assert restore(Store.open(tmp_path), last) == points[last]
+    assert list(Store.open(tmp_path).verify(deep=True)) == []
