@@ -99,6 +99,24 @@ async def site(folder: Path, options: Options | None = None) -> AsyncIterator[Si
         yield Site(simulator, folder)
 
 
+def destroy_vm(site: Site, vm: str) -> None:
+    """Somebody deletes the VM (a ref), its disks and its snapshots; discs in its drives stay."""
+    database = site.simulator.pool.database
+    for ref, fields in list(database.items("VM")):
+        if ref != vm and fields["snapshot_of"] != vm:
+            continue
+        for vbd in list(fields["VBDs"]):
+            drive = database.get("VBD", vbd)
+            database.destroy("VBD", vbd)
+            if drive["type"] == "Disk" and database.exists("VDI", drive["VDI"]):
+                site.simulator.disks.delete(database.get("VDI", drive["VDI"])["uuid"])
+                database.destroy("VDI", drive["VDI"])
+        for cls in ("VIF", "VTPM"):
+            for owned in list(fields[f"{cls}s"]):
+                database.destroy(cls, owned)
+        database.destroy("VM", ref)
+
+
 def fill_some(site: Site, vdis: Sequence[str], seed: int = 0) -> None:
     """Give disks something to back up: noise, text and zeros, here and there."""
     for number, vdi in enumerate(vdis):

@@ -86,7 +86,7 @@ async def _make_disks(
     vdis: list[tuple[PointDisk, str]] = []
     for vbd in sorted(saved.vbds.values(), key=lambda vbd: int(vbd["userdevice"])):
         if vbd["type"] == "CD":
-            await pool.call("VBD.create", vbd_arguments(vbd, vm, None))
+            await pool.call("VBD.create", vbd_arguments(vbd, vm, plan.discs.get(vbd["userdevice"])))
             continue
         vdi_record = saved.vdis.get(vbd["VDI"])
         disk = by_uuid.get(vdi_record["uuid"]) if vdi_record else None

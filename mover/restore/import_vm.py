@@ -21,7 +21,7 @@ from mover.restore.plan import Plan
 from mover.restore.progress import RestoreProgress
 from mover.restore.undo import Made
 from mover.restore.vhd import vhd_stream
-from mover.restore.vm_record import Record, vif_arguments
+from mover.restore.vm_record import Record, vif_arguments, vm_other_config
 from mover.restore.xva import Content, xva_stream
 from mover.store import DiskReader, Point, PointDisk, Store
 from protocol.arena import Arena
@@ -99,6 +99,8 @@ async def import_vm(
         made.vdis += vdis.values()
         await _apply(point, changes, vdis, transfers, arena, executor)
     await _settle_interfaces(pool, saved, plan, vm)
+    await _settle_drives(pool, plan, vm)
+    await _settle_other_config(pool, saved, plan, vm)
     return vm
 
 
@@ -233,3 +235,20 @@ async def _settle_interfaces(pool: Pool, saved: VmMetadata, plan: Plan, vm: str)
             continue
         await pool.call("VIF.destroy", ref)
         await pool.call("VIF.create", vif_arguments(of, vm, network, new_mac=plan.new_macs))
+
+
+async def _settle_drives(pool: Pool, plan: Plan, vm: str) -> None:
+    """An import leaves CD drives empty."""
+    for ref in await pool.call("VM.get_VBDs", vm) if plan.discs else ():
+        vbd: Record = await pool.call("VBD.get_record", ref)
+        if vbd["type"] == "CD" and vbd["empty"] and vbd["userdevice"] in plan.discs:
+            await pool.call("VBD.insert", ref, plan.discs[vbd["userdevice"]])
+
+
+async def _settle_other_config(pool: Pool, saved: VmMetadata, plan: Plan, vm: str) -> None:
+    """An import notes down its task there, and makes a new MAC seed where it does not keep the UUID."""
+    wanted = vm_other_config(saved.vm, new_macs=plan.new_macs)
+    if plan.new_macs:
+        made: dict[str, str] = await pool.call("VM.get_other_config", vm)
+        wanted |= {key: value for key, value in made.items() if key == "mac_seed"}
+    await pool.call("VM.set_other_config", vm, wanted)

@@ -14,7 +14,7 @@ from typing import Any
 from mover.backup.metadata import VmMetadata
 from mover.backup.tags import without_tags
 from mover.errors import NotFoundError
-from mover.restore.vm_record import NULL, Record
+from mover.restore.vm_record import NULL, Record, disk_type, vm_other_config
 from mover.store import PointDisk
 from protocol.errors import FormatError
 from protocol.xva.ova import Ova, OvaObject, parse_ova
@@ -59,7 +59,6 @@ _VDI_AT_REST: Record = {
     "current_operations": {},
     "crash_dumps": [],
     "parent": NULL,
-    "type": "user",
     "managed": True,
     "missing": False,
     "cbt_enabled": False,
@@ -67,6 +66,7 @@ _VDI_AT_REST: Record = {
     "read_only": False,
     "storage_lock": False,
     "sm_config": {},
+    "xenstore_data": {},
 }
 _DEVICE_AT_REST: Record = {
     "currently_attached": False,
@@ -133,14 +133,8 @@ def _describe(
 
 
 def _vm(saved: Record, name: str, new_macs: bool, template: bool) -> Record:
-    other_config = without_tags(saved["other_config"])
-    if new_macs:
-        other_config.pop("mac_seed", None)
-    return (
-        saved
-        | {field: value for field, value in _AT_REST.items() if field in saved}
-        | {"name_label": name, "other_config": other_config, "is_a_template": template}
-    )
+    other_config = vm_other_config(saved, new_macs=new_macs)
+    return _at_rest(saved, _AT_REST) | {"name_label": name, "other_config": other_config, "is_a_template": template}
 
 
 def _vbd(saved: Record, vdis: Mapping[str, Record]) -> Record:
@@ -159,7 +153,8 @@ def _network(saved: Record, name: str | None) -> Record:
 
 def _vdi(saved: Record, disk: PointDisk) -> Record:
     other_config = without_tags(saved.get("other_config", {}))
-    return _at_rest(saved, _VDI_AT_REST) | {"virtual_size": str(disk.size), "other_config": other_config}
+    own = {"virtual_size": str(disk.size), "other_config": other_config, "type": disk_type(saved)}
+    return _at_rest(saved, _VDI_AT_REST) | own
 
 
 def _vtpm(saved: Record, vm: str, contents: str) -> Record:

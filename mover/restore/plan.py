@@ -20,7 +20,8 @@ from protocol.xapi import Pool
 class Plan:
     """Everything decided before the first object is made: `present` is whether the VM still is.
 
-    `networks` maps saved refs to those of the pool, `srs` UUIDs of VDIs to the ref of the SR where the new one goes.
+    `networks` maps saved refs to those of the pool, `srs` UUIDs of VDIs to the ref of the SR where the new one goes,
+    `discs` positions of CD drives to the VDI (a ref) in them, where the pool still has it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Plan:
     networks: dict[str, str]
     srs: dict[str, str]
     disks: list[PointDisk]
+    discs: dict[str, str]
     memory: PointDisk | None = None
 
 
@@ -51,17 +53,30 @@ async def plan_restore(point: Point, saved: VmMetadata, pool: Pool, options: Res
         options.networks,
     )
     srs = await choose_srs(saved, pool, chosen, options.sr)
-    return Plan(name, present, new_macs, networks, srs, disks, memory)
+    return Plan(name, present, new_macs, networks, srs, disks, await _discs(saved, pool), memory)
 
 
 async def _vm_is_present(pool: Pool, uuid: str) -> bool:
+    return await _by_uuid(pool, "VM", uuid) is not None
+
+
+async def _discs(saved: VmMetadata, pool: Pool) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for vbd in saved.vbds.values():
+        disc = saved.vdis.get(vbd["VDI"]) if vbd["type"] == "CD" else None
+        ref = await _by_uuid(pool, "VDI", disc["uuid"]) if disc else None
+        if ref is not None:
+            found[vbd["userdevice"]] = ref
+    return found
+
+
+async def _by_uuid(pool: Pool, kind: str, uuid: str) -> str | None:
     try:
-        await pool.call("VM.get_by_uuid", uuid)
+        return str(await pool.call(f"{kind}.get_by_uuid", uuid))
     except XapiError as error:
         if error.code != "UUID_INVALID":
             raise
-        return False
-    return True
+        return None
 
 
 async def choose_srs(saved: VmMetadata, pool: Pool, disks: list[PointDisk], wanted: str | None) -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mover.backup.metadata import VmMetadata, decode
+from mover.backup.metadata import decode
 from mover.events import Emit, Note
 from mover.restore.create import create_vm
+from mover.restore.finish import finish
 from mover.restore.import_vm import disks_by_position, import_vm
 from mover.restore.options import RestoreOptions, Via
 from mover.restore.plan import Plan, plan_restore
@@ -48,17 +49,11 @@ async def restore_to_pool(
             vm = await create_vm(store, point, saved, plan, pool, transfers, made, emit)
         else:
             vm = await import_vm(store, point, saved, plan, pool, transfers, made, emit, replay=via == "replay")
-        await _finish(pool, saved, plan, vm, template=options.template)
-    return RestoredVm(vm, await pool.call("VM.get_uuid", vm), plan.name, await disks_by_position(pool, vm))
+        vdis = await disks_by_position(pool, vm)
+        await finish(pool, saved, plan, vm, vdis, emit, template=options.template)
+    return RestoredVm(vm, await pool.call("VM.get_uuid", vm), plan.name, vdis)
 
 
 def _usual(point: Point, plan: Plan) -> Via:
     """The way back is that of the backup, unless that cannot carry memory."""
     return "xva" if point.record.strategy == "xva" and plan.memory is None else "api"
-
-
-async def _finish(pool: Pool, saved: VmMetadata, plan: Plan, vm: str, *, template: bool) -> None:
-    """In the end the name, and the operations that were blocked before."""
-    await pool.call("VM.set_name_label", vm, plan.name)
-    await pool.call("VM.set_is_a_template", vm, template)
-    await pool.call("VM.set_blocked_operations", vm, saved.vm.get("blocked_operations") or {})

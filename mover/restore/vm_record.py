@@ -13,9 +13,11 @@ from mover.backup.tags import without_tags
 
 Record = dict[str, Any]
 NULL = "OpaqueRef:NULL"
+# The pool makes one of it when the VM starts.
+_NEW_GENERATION = "0:0"
 
 # Fields of VM.create that describe the VM itself. All others are refs of the old pool, run-time state, or set later
-# by calls of their own (bios_strings, blocked_operations, ha_*).
+# by calls of their own (bios_strings, blocked_operations, and what `finish` sets).
 _VM_FIELDS = (
     "name_description",
     "user_version",
@@ -49,7 +51,6 @@ _VM_FIELDS = (
     "start_delay",
     "shutdown_delay",
     "version",
-    "generation_id",
     "hardware_platform_version",
     "has_vendor_device",
     "reference_label",
@@ -83,19 +84,32 @@ def _pick(record: Record, fields: tuple[str, ...]) -> Record:
 def vm_arguments(saved: Record, name: str, *, new_macs: bool) -> Record:
     """The argument of VM.create for a VM that cannot run yet.
 
-    `mac_seed` is what generated MAC addresses derive from; without it the pool makes a new one.
+    A guest that looks at its generation id has to notice that it was set back: it gets a new one when it starts, if it
+    had one (xen-api ocaml/xapi/xapi_xenops.ml).
     """
-    other_config = without_tags(saved["other_config"])
-    if new_macs:
-        other_config.pop("mac_seed", None)
     return _pick(saved, _VM_FIELDS) | {
         "name_label": name,
-        "other_config": other_config,
+        "other_config": vm_other_config(saved, new_macs=new_macs),
+        "generation_id": _NEW_GENERATION if saved.get("generation_id") else "",
         "is_a_template": False,
         "affinity": NULL,
         "ha_always_run": False,
         "ha_restart_priority": "",
     }
+
+
+def vm_other_config(saved: Record, *, new_macs: bool) -> dict[str, str]:
+    """`other_config` of the restored VM: what was there, but for what says how the old one came about.
+
+    `mac_seed` is what generated MAC addresses derive from; without it the pool makes a new one.
+    """
+    without = ("import_task", "mac_seed") if new_macs else ("import_task",)
+    return {key: value for key, value in without_tags(saved["other_config"]).items() if key not in without}
+
+
+def disk_type(saved: Record) -> str:
+    """What a restored disk is: other types than these two are not for drives."""
+    return "system" if saved.get("type") == "system" else "user"
 
 
 def suspended_arguments(suspended: SuspendedVm, image: str) -> Record:
@@ -109,13 +123,13 @@ def suspended_arguments(suspended: SuspendedVm, image: str) -> Record:
 
 
 def vdi_arguments(saved: Record, sr: str, size: int) -> Record:
-    """The argument of VDI.create. `sm_config` belongs to the old SR and is not copied."""
+    """The argument of VDI.create. `sm_config` and `xenstore_data` belong to the old SR's image and are not copied."""
     return {
         "name_label": saved.get("name_label", ""),
         "name_description": saved.get("name_description", ""),
         "SR": sr,
         "virtual_size": str(size),
-        "type": saved.get("type", "user") if saved.get("type") in ("user", "system") else "user",
+        "type": disk_type(saved),
         "sharable": False,
         "read_only": False,
         "other_config": without_tags(saved.get("other_config", {})),

@@ -240,6 +240,10 @@ class VdiCalls:
     def set_read_only(self, context: Context, vdi: str, value: bool) -> None:
         self._pool.database.update("VDI", vdi, read_only=value)
 
+    @call("VDI.set_allow_caching(self: VDI ref, value: bool) -> void")
+    def set_allow_caching(self, context: Context, vdi: str, value: bool) -> None:
+        self._pool.database.update("VDI", vdi, allow_caching=value)
+
     @call("VDI.set_on_boot(self: VDI ref, value: enum on_boot) -> void", errors="VDI_CBT_ENABLED")
     def set_on_boot(self, context: Context, vdi: str, value: str) -> None:
         if self._pool.database.get("VDI", vdi)["cbt_enabled"]:

@@ -6,6 +6,7 @@ kept, and a halted VM of the same UUID is replaced. Source: xen-api ocaml/xapi/i
 
 from __future__ import annotations
 
+import random
 import uuid as uuids
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,14 +22,14 @@ from mover.simulator.vm import destroy_vm
 
 # What this server writes itself; it refuses what is newer.
 API_OF_ARCHIVES = (1, 20)
+# Objects are made by their constructors, which take no run-time fields; a few are set afterwards all the same.
+_SET_AFTERWARDS = {
+    "VM": frozenset({"bios_strings", "is_a_snapshot", "snapshot_info", "snapshot_time", "transportable_snapshot_id"})
+}
 _NOT_TAKEN_OVER = {
-    "VM": frozenset(
-        {"uuid", "VBDs", "VIFs", "VTPMs", "snapshots", "children", "allowed_operations", "current_operations"}
-        | {"appliance", "protection_policy", "resident_on", "guest_metrics", "metrics", "affinity", "suspend_SR"}
-        | {"suspend_VDI", "power_state", "domid", "parent", "snapshot_of"}
-    ),
-    "VBD": frozenset({"uuid", "allowed_operations", "current_operations", "metrics", "currently_attached"}),
-    "VIF": frozenset({"uuid", "allowed_operations", "current_operations", "metrics", "currently_attached"}),
+    "VM": frozenset({"appliance", "protection_policy", "affinity", "suspend_SR", "suspend_VDI", "power_state"}),
+    "VBD": frozenset({"currently_attached", "device"}),
+    "VIF": frozenset({"currently_attached"}),
 }
 
 
@@ -212,6 +213,9 @@ class VmImport:
         fields |= {
             "other_config": other_config | {"import_task": self._task},
             "version": fields["version"] + 1 if self._restore else 0,
+            "generation_id": _generation(
+                fields.get("generation_id", ""), is_a_template=bool(fields.get("is_a_template"))
+            ),
             "blocked_operations": {},
             "current_operations": {self._task: "import"},
         }
@@ -255,13 +259,19 @@ class VmImport:
         """What the archive says of an object, checked against the data model; fields of other versions are ignored."""
         fields: Record = {}
         for field in self._pool.database.models[cls].fields.values():
-            if field.name not in saved or field.name in _NOT_TAKEN_OVER[cls]:
+            taken = field.qualifier != "RO/runtime" or field.name in _SET_AFTERWARDS.get(cls, ())
+            if field.name not in saved or field.name in _NOT_TAKEN_OVER[cls] or not taken:
                 continue
             try:
                 fields[field.name] = coerce(field.type, _plain(saved[field.name]))
             except BadValueError as error:
                 raise Failure("IMPORT_ERROR", f"{cls}.{field.name}: {error}") from None
         return fields
+
+
+def _generation(current: str, *, is_a_template: bool) -> str:
+    """A new one if it has one: the guest has been set back. Templates do not start (xen-api xapi_vm_helpers.ml)."""
+    return current if is_a_template or not current else f"{random.getrandbits(62)}:{random.getrandbits(62)}"
 
 
 def _value(ova_xml: bytes) -> Record:

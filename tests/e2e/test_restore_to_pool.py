@@ -11,7 +11,7 @@ from mover.restore.pool import RestoredVm, restore_to_pool
 from mover.run import join_pool
 from mover.simulator import Options
 from mover.simulator.faults import CallFault, HttpFault
-from tests.pool_fixtures import MiB, Site, fill_some, site
+from tests.pool_fixtures import MiB, Site, destroy_vm, fill_some, site
 
 SIZES = [40 * MiB, 6 * MiB]
 
@@ -44,21 +44,6 @@ def contents_of(here: Site, vm: str) -> list[bytes]:
 
 def vifs_of(here: Site, vm: str) -> list[dict[str, Any]]:
     return [record(here, "VIF", vif) for vif in record(here, "VM", vm)["VIFs"]]
-
-
-def destroy(here: Site, vm: str) -> None:
-    """Somebody deletes the VM and its disks."""
-    database = here.simulator.pool.database
-    fields = database.get("VM", vm)
-    for vbd in list(fields["VBDs"]):
-        vdi = database.get("VBD", vbd)["VDI"]
-        database.destroy("VBD", vbd)
-        if database.exists("VDI", vdi):
-            here.simulator.disks.delete(database.get("VDI", vdi)["uuid"])
-            database.destroy("VDI", vdi)
-    for vif in list(fields["VIFs"]):
-        database.destroy("VIF", vif)
-    database.destroy("VM", vm)
 
 
 @pytest.mark.parametrize("options", [Options(), Options(tls=False)], ids=["TLS", "plain"])
@@ -97,7 +82,7 @@ async def test_where_the_original_is_gone_its_configuration_comes_back(tmp_path:
         before, (nic,) = dict(record(here, "VM", vm)), [dict(vif) for vif in vifs_of(here, vm)]
         contents = contents_of(here, vm)
         assert (await here.run()).exit_code == 0
-        destroy(here, vm)
+        destroy_vm(here, vm)
         made = await restore(here)
         after = record(here, "VM", made.ref)
         kept = (

@@ -14,7 +14,7 @@ from mover.run import join_pool
 from mover.simulator import Options
 from mover.simulator.faults import CallFault, HttpFault
 from mover.store import Point
-from tests.pool_fixtures import MiB, Site, fill_some, site
+from tests.pool_fixtures import MiB, Site, destroy_vm, fill_some, site
 
 SIZES = [40 * MiB, 6 * MiB]
 STRATEGIES = ["cbt", "xva"]
@@ -51,24 +51,6 @@ def contents_of(here: Site, vm: str) -> list[bytes]:
 
 def vifs_of(here: Site, vm: str) -> list[dict[str, Any]]:
     return [record(here, "VIF", vif) for vif in record(here, "VM", vm)["VIFs"]]
-
-
-def destroy(here: Site, vm: str) -> None:
-    """Somebody deletes the VM, its disks and its snapshots."""
-    database = here.simulator.pool.database
-    for ref, fields in list(database.items("VM")):
-        if ref != vm and fields["snapshot_of"] != vm:
-            continue
-        for vbd in list(fields["VBDs"]):
-            vdi = database.get("VBD", vbd)["VDI"]
-            database.destroy("VBD", vbd)
-            if database.exists("VDI", vdi):
-                here.simulator.disks.delete(database.get("VDI", vdi)["uuid"])
-                database.destroy("VDI", vdi)
-        for cls in ("VIF", "VTPM"):
-            for owned in list(fields[f"{cls}s"]):
-                database.destroy(cls, owned)
-        database.destroy("VM", ref)
 
 
 @pytest.mark.parametrize("via", VIAS)
@@ -119,7 +101,7 @@ async def test_where_the_original_is_gone_it_comes_back_with_its_uuid(tmp_path: 
         states.append(contents_of(here, vm))
         assert (await here.run(here.job('[backup]\nstrategy = "xva"\n'))).exit_code == 0
         before, (nic,) = dict(record(here, "VM", vm)), [dict(vif) for vif in vifs_of(here, vm)]
-        destroy(here, vm)
+        destroy_vm(here, vm)
         made = await restore(here, here.store.point("latest"), via=via)
         after = record(here, "VM", made.ref)
         kept = (
@@ -128,7 +110,7 @@ async def test_where_the_original_is_gone_it_comes_back_with_its_uuid(tmp_path: 
             "domain_type actions_after_crash"
         )
         assert {name: after[name] for name in kept.split()} == {name: before[name] for name in kept.split()}
-        assert after["other_config"]["mac_seed"] == before["other_config"]["mac_seed"]
+        assert after["other_config"] == before["other_config"]
         assert contents_of(here, made.ref) == states[-1]
         (new,) = vifs_of(here, made.ref)
         assert (new["MAC"], new["MTU"], new["network"]) == (nic["MAC"], nic["MTU"], nic["network"])
@@ -158,6 +140,7 @@ async def test_a_mac_seed_that_is_in_use_costs_the_uuid_and_nothing_else(tmp_pat
         assert any(isinstance(event, Note) and "DUPLICATE_MAC_SEED" in event.message for event in here.events)
         (new,) = vifs_of(here, made.ref)
         assert new["MAC"] == nic["MAC"]
+        assert record(here, "VM", made.ref)["other_config"] == before["other_config"]
         assert contents_of(here, made.ref) == states[-1]
 
 
