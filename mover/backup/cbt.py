@@ -10,12 +10,14 @@ from mover.backup.base import Base, NoBase, find_base, settle
 from mover.backup.copy import LiveDisk
 from mover.backup.disk import back_up_disk
 from mover.backup.session import Session
+from mover.backup.tags import Owner
 from mover.errors import NoIncrementalError
 from mover.events import Note
 from mover.job import SelectedVm
 from mover.store import PartialVm, Point, PointDisk
 from protocol.errors import XapiError
 from protocol.tasks import task_group
+from protocol.xapi import Pool
 
 
 class Left(NamedTuple):
@@ -23,6 +25,11 @@ class Left(NamedTuple):
 
     noted: PartialVm
     taken: snapshot.Snapshot
+
+    def stored_of(self, live: str) -> int:
+        """So many bytes from the beginning of the disk `live` (a ref) are noted down as stored."""
+        of = self.taken.of(live)
+        return next((disk.done for disk in self.noted.disks if of and disk.snapshot_uuid == of.uuid), 0)
 
 
 async def enable_cbt(session: Session, vm: SelectedVm) -> dict[str, str]:
@@ -80,15 +87,17 @@ async def copy_disks(
     return [read.result() for read in reads]
 
 
-async def left_to_go_on(session: Session, vm: SelectedVm, points: Sequence[Point]) -> Left | None:
+async def left_to_go_on(
+    pool: Pool, owner: Owner, noted: PartialVm | None, vm: SelectedVm, points: Sequence[Point], lost: frozenset[bytes]
+) -> Left | None:
     """The snapshot that a killed run has left, with what is stored of it, if the next run would read it in full again.
 
-    It has to be one of all the disks selected, and still there, and no restore point may have come of it.
+    It has to be one of all the disks selected, and still there, and no restore point may have come of it. `noted` is
+    what that run has noted down, `points` are the VM's, oldest first; states whose root is in `lost` are not all there.
     """
-    noted = session.unfinished.of(vm.uuid)
     if noted is None or any(point.record.snapshot_uuid == noted.snapshot_uuid for point in points):
         return None
-    taken = await snapshot.find(session.pool, session.owner, vm.uuid, noted.snapshot_uuid)
+    taken = await snapshot.find(pool, owner, vm.uuid, noted.snapshot_uuid)
     if taken is None:
         return None
     stored = {disk.snapshot_uuid for disk in noted.disks}
@@ -96,7 +105,7 @@ async def left_to_go_on(session: Session, vm: SelectedVm, points: Sequence[Point
         of = taken.of(disk.vdi)
         if of is None:
             return None
-        found = await find_base(session.pool, points, disk.vdi_uuid, disk.vdi, "log", session.lost)
+        found = await find_base(pool, points, disk.vdi_uuid, disk.vdi, "log", lost)
         if of.uuid in stored and isinstance(settle(found, vm.backup.mode, None), Base):
             return None
     return Left(noted, taken)

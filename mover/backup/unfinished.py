@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +33,17 @@ class _Vm:
     disks: list[tuple[str, str, int, Tree]] = field(default_factory=list)
 
 
+def notes_of(store: Store, job: str) -> list[tuple[PartialName, PartialRun]]:
+    """The notes that runs of `job` have left, the newest first."""
+    return [(name, noted) for name, noted in store.unfinished() if noted is not None and noted.job == job]
+
+
+def newest_of(notes: Sequence[tuple[PartialName, PartialRun]], vm: str) -> PartialVm | None:
+    """How far the newest run got with the VM of this UUID, if it is not too long ago."""
+    found = next((left for _, noted in notes for left in noted.vms if left.vm_uuid == vm), None)
+    return found if found and 0 <= time.time() - found.created <= MAX_AGE else None
+
+
 class Unfinished:
     """What earlier runs of this job have left, and what this one would leave if it were killed now."""
 
@@ -43,15 +54,11 @@ class Unfinished:
         self._run = run
         self._vms: dict[str, _Vm] = {}
         self._settled: set[str] = set()
-        self._left: list[tuple[PartialName, PartialRun]] = [
-            (name, noted) for name, noted in store.unfinished() if noted is not None and noted.job == job
-        ]
+        self._left = notes_of(store, job)
 
     def of(self, vm: str) -> PartialVm | None:
         """How far the newest run that was killed got with the VM of this UUID, if it is not too long ago."""
-        found = [left for _, noted in self._left for left in noted.vms if left.vm_uuid == vm]
-        recent = [left for left in found[:1] if 0 <= time.time() - left.created <= MAX_AGE]
-        return recent[0] if recent else None
+        return newest_of(self._left, vm)
 
     def begin(self, vm: str, snapshot_uuid: str, created: float) -> None:
         """The VM has this snapshot now, and nobody will go on from an older one."""

@@ -48,7 +48,7 @@ async def back_up_vm(session: Session, vm: SelectedVm, committed: Committed, *, 
 
 async def _back_up(session: Session, vm: SelectedVm, committed: Committed, *, keep_base: bool) -> str:
     points = session.points.get(vm.uuid, [])
-    left = await cbt.left_to_go_on(session, vm, points) if vm.backup.strategy == "cbt" else None
+    left = await _left(session, vm, points)
     spared = {disk.uuid for disk in left.taken.disks} if left else set()
     await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points) | spared, session.records)
     try:
@@ -64,6 +64,14 @@ async def _back_up(session: Session, vm: SelectedVm, committed: Committed, *, ke
     await _settle(session, vm, taken, record)
     _tell_unusual(session, vm, points, record)
     return point
+
+
+async def _left(session: Session, vm: SelectedVm, points: Sequence[Point]) -> cbt.Left | None:
+    """What a killed run has left of the VM to go on with. Streams over HTTP cannot begin in the middle."""
+    if vm.backup.strategy != "cbt":
+        return None
+    noted = session.unfinished.of(vm.uuid)
+    return await cbt.left_to_go_on(session.pool, session.owner, noted, vm, points, session.lost)
 
 
 async def _snapshot_and_copy(

@@ -30,6 +30,8 @@ def _show(vm: VmOutlook) -> None:
     show(f"{printable(vm.name)} ({vm.uuid}): mode {vm.mode}, strategy {vm.strategy}, {last}")
     if vm.refused:
         show(f"  would fail: {printable(vm.refused)}")
+    if vm.goes_on_with:
+        show(f"  goes on with the snapshot {vm.goes_on_with} of a run that was killed: no new one is taken")
     for disk in vm.disks:
         for line in disk_lines(disk):
             show(f"  {line}")

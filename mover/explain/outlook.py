@@ -9,11 +9,13 @@ from typing import Literal
 import msgspec
 
 from mover.backup.base import NO_NBD, Base, NoBase, changed_extents, find_base, settle
+from mover.backup.cbt import Left
 from mover.backup.snapshot import SnapshotDisk
 from mover.explain.snapshots import KeptSnapshot
 from mover.job import SelectedDisk, SelectedVm
 from mover.job.select import Records
 from mover.store import Point
+from mover.units import format_size
 from protocol.errors import XapiError
 from protocol.extent import align, total
 from protocol.nbd import Endpoint
@@ -24,7 +26,10 @@ _HISTORY = 5
 
 
 class DiskOutlook(msgspec.Struct, frozen=True, kw_only=True):
-    """How a disk would be read. `to_read` is in bytes, `estimate` says how it is known; None: nothing is."""
+    """How a disk would be read. `to_read` is in bytes, `estimate` says how it is known; None: nothing is.
+
+    `stored` is how many bytes from the disk's beginning a run that was killed has left in the store.
+    """
 
     position: str
     name: str
@@ -37,12 +42,14 @@ class DiskOutlook(msgspec.Struct, frozen=True, kw_only=True):
     over: Literal["NBD", "HTTP"]
     to_read: int | None
     estimate: str
+    stored: int = 0
 
 
 class VmOutlook(msgspec.Struct, frozen=True, kw_only=True):
     """What would become of a VM: `refused` says why it would fail; `last_point` is its newest restore point.
 
-    `memory`: what it has there is taken along.
+    `memory`: what it has there is taken along. `goes_on_with` is the UUID of the snapshot that a killed run has left,
+    which is then taken in place of a new one.
     """
 
     uuid: str
@@ -54,6 +61,7 @@ class VmOutlook(msgspec.Struct, frozen=True, kw_only=True):
     disks: list[DiskOutlook]
     excluded: list[str]
     memory: bool
+    goes_on_with: str | None
     snapshots: list[KeptSnapshot]
 
 
@@ -65,10 +73,12 @@ async def outlook(
     lost: frozenset[bytes],
     vbds: Records,
     chunk_size: int,
+    left: Left | None,
 ) -> DiskOutlook:
     """Say how `disk` would be read. Raises what `Pool.call` raises.
 
-    `points` are the VM's, oldest first; `lost` the roots of states that are not all there.
+    `points` are the VM's, oldest first; `lost` the roots of states that are not all there; `left` is what a killed run
+    has left of the VM to go on with.
     """
     if vm.backup.strategy == "xva":
         return await _streamed(pool, vm, disk, points, lost)
@@ -81,14 +91,14 @@ async def outlook(
         base = NoBase(f"the disk shrank from {base.disk.size} to {disk.size} bytes", base.disk)
     to_read: int | None = None
     estimate = ""
+    stored = 0
     if isinstance(base, Base):
-        attached = any(vbd["VDI"] == disk.vdi and vbd["currently_attached"] for vbd in vbds.values())
-        if attached:
+        snapshot = _to_compare(disk, vbds, left)
+        if snapshot is None:
             to_read, estimate = _guess(points, disk.vdi_uuid, "incremental")
             estimate += "; what has changed is not told while the disk is attached"
         else:
-            live = SnapshotDisk(ref=disk.vdi, uuid=disk.vdi_uuid, live=disk.vdi, size=disk.size, cbt=disk.cbt)
-            changed = await changed_extents(pool, base, live)
+            changed = await changed_extents(pool, base, snapshot)
             if isinstance(changed, NoBase):
                 base = changed
             else:
@@ -96,7 +106,20 @@ async def outlook(
     over_nbd = bool(endpoints) and (isinstance(base, Base) or vm.backup.full_read == "nbd")
     if isinstance(base, NoBase):
         to_read, estimate = _full(points, disk, over_nbd=over_nbd)
-    return _disk_outlook(disk, base, to_read, estimate, over_nbd=over_nbd)
+        stored = left.stored_of(disk.vdi) if left and over_nbd else 0
+    if stored:
+        to_read = disk.size - stored
+        estimate = f"at most: a run that was killed has stored the first {format_size(stored)}"
+    return _disk_outlook(disk, base, to_read, estimate, over_nbd=over_nbd, stored=stored)
+
+
+def _to_compare(disk: SelectedDisk, vbds: Records, left: Left | None) -> SnapshotDisk | None:
+    """What the base can be compared with now: the snapshot that the run would go on with, else the disk at rest."""
+    if left is not None:
+        return left.taken.of(disk.vdi)
+    if any(vbd["VDI"] == disk.vdi and vbd["currently_attached"] for vbd in vbds.values()):
+        return None
+    return SnapshotDisk(ref=disk.vdi, uuid=disk.vdi_uuid, live=disk.vdi, size=disk.size, cbt=disk.cbt)
 
 
 async def _streamed(
@@ -123,7 +146,7 @@ def together(disks: Sequence[DiskOutlook]) -> list[DiskOutlook]:
 
 
 def _disk_outlook(
-    disk: SelectedDisk, base: Base | NoBase, to_read: int | None, estimate: str, *, over_nbd: bool
+    disk: SelectedDisk, base: Base | NoBase, to_read: int | None, estimate: str, *, over_nbd: bool, stored: int = 0
 ) -> DiskOutlook:
     return DiskOutlook(
         position=disk.position,
@@ -137,6 +160,7 @@ def _disk_outlook(
         over="NBD" if over_nbd else "HTTP",
         to_read=to_read,
         estimate=estimate,
+        stored=stored,
     )
 
 

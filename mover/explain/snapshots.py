@@ -15,6 +15,10 @@ from mover.job.select import Record
 # What other backup programs write into other_config of their snapshots.
 _OTHERS = {"xo:backup": "Xen Orchestra", "xo:": "Xen Orchestra", "alike": "Alike", "XenBackup": "XenBackup"}
 
+_GOES_ON = "left by a run that was killed: the next one goes on with it"
+_BASE = "base of the next incremental"
+_REMOVED = "removed by the next run"
+
 
 class KeptSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of a VM, or of one of its disks without its VM (`cbt_metadata` disks have none).
@@ -32,13 +36,20 @@ class KeptSnapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def snapshots_of(
-    vm: SelectedVm, owner: Owner | None, bases: Collection[str], records: PoolRecords
+    vm: SelectedVm, owner: Owner | None, bases: Collection[str], left: str | None, records: PoolRecords
 ) -> list[KeptSnapshot]:
-    """The snapshots of `vm`, oldest first. `bases` are UUIDs of the snapshots that the next run starts from."""
-    return sorted(_find(vm, owner, bases, records), key=lambda snapshot: (snapshot.taken, snapshot.uuid))
+    """The snapshots of `vm`, oldest first.
+
+    `bases` are UUIDs of the snapshots that the next run starts from, `left` that of the one that a killed run has left
+    and the next one takes in place of a new one.
+    """
+    found = _find(vm, owner, bases, left, records)
+    return sorted(found, key=lambda snapshot: (snapshot.taken, snapshot.uuid))
 
 
-def _find(vm: SelectedVm, owner: Owner | None, bases: Collection[str], records: PoolRecords) -> Iterator[KeptSnapshot]:
+def _find(
+    vm: SelectedVm, owner: Owner | None, bases: Collection[str], left: str | None, records: PoolRecords
+) -> Iterator[KeptSnapshot]:
     vms, vdis = records.vms, records.vdis
     inherited = vms.get(vm.ref, {}).get("other_config", {})
     seen: set[str] = set()
@@ -48,12 +59,14 @@ def _find(vm: SelectedVm, owner: Owner | None, bases: Collection[str], records: 
         disks = records.disks_of(record)
         seen.update(disks)
         is_base = any(vdis[disk]["uuid"] in bases for disk in disks)
-        yield _kept("VM", record, vm, owner, inherited, data=True, is_base=is_base)
+        fate = _GOES_ON if record["uuid"] == left else _BASE if is_base else _REMOVED
+        yield _kept("VM", record, vm, owner, inherited, data=True, fate=fate)
     live = {disk.vdi for disk in (*vm.disks, *vm.excluded_disks)}
     for ref, record in vdis.items():
         if record["is_a_snapshot"] and record["snapshot_of"] in live and ref not in seen:
             data = record["type"] != "cbt_metadata"
-            yield _kept("disk", record, vm, owner, inherited, data=data, is_base=record["uuid"] in bases)
+            fate = _BASE if record["uuid"] in bases else _REMOVED
+            yield _kept("disk", record, vm, owner, inherited, data=data, fate=fate)
 
 
 def _kept(
@@ -64,12 +77,12 @@ def _kept(
     inherited: Mapping[str, str],
     *,
     data: bool,
-    is_base: bool,
+    fate: str,
 ) -> KeptSnapshot:
+    """`fate` is that of a snapshot of ours; others are left alone."""
     ours = owner is not None and (
         owner.owns(record["other_config"], vm.uuid) or (kind == "VM" and owner.named(record["name_label"]))
     )
-    fate = "left alone" if not ours else "base of the next incremental" if is_base else "removed by the next run"
     return KeptSnapshot(
         kind=kind,
         uuid=record["uuid"],
@@ -77,7 +90,7 @@ def _kept(
         taken=record["snapshot_time"],
         data=data,
         owner="this job" if ours else _whose(record["other_config"], inherited),
-        fate=fate,
+        fate=fate if ours else "left alone",
     )
 
 

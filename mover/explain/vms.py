@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mover.backup.base import bases
+from mover.backup.cbt import Left, left_to_go_on
 from mover.backup.records import PoolRecords, read_records
 from mover.backup.snapshot import WITH_MEMORY
 from mover.backup.tags import Owner
+from mover.backup.unfinished import newest_of, notes_of
 from mover.errors import StoreMissingError
 from mover.explain.outlook import DiskOutlook, VmOutlook, outlook, together
 from mover.explain.snapshots import snapshots_of
@@ -41,8 +43,9 @@ async def look_ahead(
     """
     lost = frozenset[bytes]() if store is None else store.lost_roots()
     owner = None if store is None else Owner(job.name, store.config.store_id)
+    left = await _left(pool, job, store, owner, vm, points, lost)
     chunk_size = job.store.chunk_size if store is None else store.chunk_size
-    disks = [await outlook(pool, vm, disk, points, lost, records.vbds, chunk_size) for disk in vm.disks]
+    disks = [await outlook(pool, vm, disk, points, lost, records.vbds, chunk_size, left) for disk in vm.disks]
     if vm.backup.strategy == "xva":
         disks = together(disks)
     return VmOutlook(
@@ -55,8 +58,24 @@ async def look_ahead(
         disks=disks,
         excluded=[f"{disk.position} ({disk.name})" for disk in vm.excluded_disks],
         memory=vm.backup.memory and records.vms.get(vm.ref, {}).get("power_state") in WITH_MEMORY,
-        snapshots=snapshots_of(vm, owner, bases(points), records),
+        goes_on_with=left.taken.uuid if left else None,
+        snapshots=snapshots_of(vm, owner, bases(points), left.taken.uuid if left else None, records),
     )
+
+
+async def _left(
+    pool: Pool,
+    job: Job,
+    store: Store | None,
+    owner: Owner | None,
+    vm: SelectedVm,
+    points: Sequence[Point],
+    lost: frozenset[bytes],
+) -> Left | None:
+    """What a killed run has left of the VM that the next one would go on with."""
+    if store is None or owner is None or vm.backup.strategy != "cbt":
+        return None
+    return await left_to_go_on(pool, owner, newest_of(notes_of(store, job.name), vm.uuid), vm, points, lost)
 
 
 def _refused(vm: SelectedVm, disks: Sequence[DiskOutlook]) -> str | None:

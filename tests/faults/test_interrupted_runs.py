@@ -52,6 +52,14 @@ class Scene:
             env=os.environ | {"MOVER_STATE": str(self.folder / "state")},
         )
 
+    def explain(self) -> Any:
+        """What `mover explain` says of the VM."""
+        command = [*MOVER, "explain", str(self.folder / "job.toml")]
+        told = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, timeout=60).stdout
+        (vm,) = json.loads(told)["vms"]
+        vm["words"] = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        return vm
+
     def points(self) -> list[Any]:
         return Store.open(self.folder / "store").points() if (self.folder / "store").exists() else []
 
@@ -226,12 +234,22 @@ def test_a_killed_full_goes_on_where_it_was(tmp_path: Path):
         # What is written meanwhile is not part of the snapshot, whichever part of it is still to be read.
         for offset in (MiB, LARGE - 48 * MiB):
             here.tell("fill", vdi=here.vdis[0], offset=offset, length=MiB, kind="random")
+        told = here.explain()
         code, said = interrupt(here, "never", 1)
         assert code == 0, said
         assert "going on from there" in said
         assert here.snapshots() == snapshots, "the killed run's snapshot is the one that is kept"
         large = finished(said)["0"]
         assert large["mode"] == "full"
+        assert told["goes_on_with"] == here.points()[-1].record.snapshot_uuid
+        outlook = told["disks"][0]
+        assert (outlook["mode"], outlook["reason"]) == ("full", "first backup of this disk")
+        assert 32 * MiB <= outlook["stored"] == LARGE - outlook["to_read"]
+        assert large["read"] <= outlook["to_read"]
+        assert [(kept["uuid"], kept["fate"]) for kept in told["snapshots"]] == [
+            (told["goes_on_with"], "left by a run that was killed: the next one goes on with it")
+        ]
+        assert f"goes on with the snapshot {told['goes_on_with']} of a run that was killed" in told["words"]
         assert large["read"] <= LARGE - 40 * MiB - 32 * MiB, "what was stored is not read again"
         assert_whole(here, {}, then)
         assert Store.open(tmp_path / "store").unfinished() == []
@@ -247,6 +265,8 @@ def test_a_killed_full_begins_anew_if_its_snapshot_is_gone(tmp_path: Path):
         killed_in_mid_full(here, here.vdis[0], 8 * MiB)
         somebody_removes_the_snapshot(here)
         here.tell("fill", vdi=here.vdis[0], offset=MiB, length=MiB, kind="random")
+        told = here.explain()
+        assert (told["goes_on_with"], told["disks"][0]["stored"]) == (None, 0)
         code, said = interrupt(here, "never", 1)
         assert code == 0, said
         assert "going on from there" not in said

@@ -89,6 +89,7 @@ _FIELDS = {
     "last_point": "id of the VM's newest restore point",
     "refused": "why the run would fail",
     "memory": "whether what the VM has in memory would be taken along",
+    "goes_on_with": "UUID of the snapshot of a killed run that the next one goes on with, if there is one",
     "excluded": "disks that the job leaves out",
     "snapshots": "the snapshots of the VM on the pool, oldest first",
     "position": "the disk's position",
@@ -121,6 +122,7 @@ _SPECIAL = {
     ("A VM's outlook", "disks"): "the outlook of each disk",
     ("A disk's outlook", "to_read"): "bytes, as far as that is known",
     ("A disk's outlook", "reason"): "why it would be read in full",
+    ("A disk's outlook", "stored"): "bytes from its beginning that a run that was killed has left in the store",
     ("A snapshot", "uuid"): "UUID of the snapshot: a VM's or a VDI's",
     ("A snapshot", "name"): "its name",
 }
