@@ -11,15 +11,17 @@ import tarfile
 from typing import Any
 
 import msgspec
+import zstandard
 
 from mover.backup.snapshot import Snapshot
 from mover.backup.tags import without_blocks
+from mover.store import MAX_RAW
 from protocol.errors import FormatError, ProtocolError, XapiError
 from protocol.xapi import Pool, Transfers
+from protocol.xva.ova import MAX_OVA
 
 FORMAT = 1
-# ova.xml of a VM with hundreds of snapshots and disks stays far below this.
-_OVA_LIMIT = 3 << 20
+_LEVEL = 3
 
 Record = dict[str, Any]
 
@@ -33,7 +35,10 @@ class SuspendedVm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmMetadata(msgspec.Struct, frozen=True, kw_only=True):
-    """Raw records, by ref where there are several. `ova_xml` is the server's own export of the same, if it gave one."""
+    """Raw records, by ref where there are several.
+
+    The server's own export of the same, if it gave one, is in `ova_xml`; or in `ova_xml_zstd`, where it is long.
+    """
 
     format: int = FORMAT
     vm: Record
@@ -48,6 +53,7 @@ class VmMetadata(msgspec.Struct, frozen=True, kw_only=True):
     guest_metrics: Record | None = None
     software_version: dict[str, str]
     ova_xml: str | None = None
+    ova_xml_zstd: bytes | None = None
     suspended: SuspendedVm | None = None
 
 
@@ -134,10 +140,29 @@ async def _guest_metrics(pool: Pool, vm: Record) -> Record | None:
 
 
 def with_ova_xml(metadata: VmMetadata, ova_xml: bytes | None) -> VmMetadata:
-    """`metadata` and the server's own form of it, unless that is too large or no text."""
-    if ova_xml is None or len(ova_xml) > _OVA_LIMIT:
+    """`metadata` and the server's own form of it, unless that is none or more than `MAX_OVA` bytes.
+
+    All of it has to fit into one blob of the store: a long one is compressed, which makes a twentieth of it.
+    """
+    if ova_xml is None or len(ova_xml) > MAX_OVA:
         return metadata
-    return msgspec.structs.replace(metadata, ova_xml=ova_xml.decode("utf-8", "replace"))
+    text = ova_xml.decode("utf-8", "replace")
+    packed = zstandard.ZstdCompressor(_LEVEL).compress(text.encode()) if len(ova_xml) > MAX_RAW // 2 else None
+    complete = msgspec.structs.replace(metadata, ova_xml=None if packed else text, ova_xml_zstd=packed)
+    return complete if len(encode(complete)) <= MAX_RAW else metadata
+
+
+def ova_xml_of(metadata: VmMetadata) -> str | None:
+    """The server's own form of `metadata`, if it is there. Raises `FormatError`."""
+    if metadata.ova_xml_zstd is None:
+        return metadata.ova_xml
+    try:
+        # What the frame announces is taken at once, whatever limit the decompressor is given.
+        if not 0 <= zstandard.frame_content_size(metadata.ova_xml_zstd) <= MAX_OVA:
+            raise FormatError("VM metadata", f"ova_xml_zstd: its frame is not of at most {MAX_OVA} bytes")
+        return zstandard.ZstdDecompressor().decompress(metadata.ova_xml_zstd).decode()
+    except (zstandard.ZstdError, UnicodeDecodeError) as error:
+        raise FormatError("VM metadata", f"ova_xml_zstd: {error}") from error
 
 
 async def export_ova_xml(transfers: Transfers, snapshot: str) -> bytes | None:
@@ -146,7 +171,7 @@ async def export_ova_xml(transfers: Transfers, snapshot: str) -> bytes | None:
         archive = await transfers.export_metadata(snapshot)
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             member = tar.extractfile("ova.xml")
-            return member.read(_OVA_LIMIT + 1) if member else None
+            return member.read(MAX_OVA + 1) if member else None
     except (ProtocolError, tarfile.TarError, KeyError):
         # The records above are what a restore uses; the server's own form is kept where it can be had.
         return None

@@ -169,8 +169,8 @@ async def _put_metadata(
     """Store what was gathered, with the pool's own form of it: that of the export, or else asked for."""
     if ova_xml is None:
         ova_xml = await metadata.export_ova_xml(session.transfers, taken.ref)
-    complete = metadata.with_ova_xml(about, ova_xml)
-    if complete.ova_xml is None:
+    complete = await session.in_thread(lambda: metadata.with_ova_xml(about, ova_xml))
+    if complete is about:
         session.emit(
             Note(
                 level="info",

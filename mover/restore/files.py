@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
-from mover.backup.metadata import decode, encode
+from mover.backup.metadata import decode, encode, ova_xml_of
 from mover.errors import NotFoundError, StoreDamagedError, TargetError, UsageError
 from mover.events import Emit, Note
 from mover.restore.choice import choose_disks
@@ -120,8 +120,9 @@ def _write_metadata(store: Store, point: Point, directory: Path, name: str) -> N
         return
     metadata = decode(store.get_blob(point.record.metadata))
     _write_private(directory / f"{name}.json", encode(metadata))
-    if metadata.ova_xml is not None:
-        _write_private(directory / f"{name}.ova.xml", metadata.ova_xml.encode())
+    ova_xml = ova_xml_of(metadata)
+    if ova_xml is not None:
+        _write_private(directory / f"{name}.ova.xml", ova_xml.encode())
 
 
 def _write_private(path: Path, data: bytes) -> None:

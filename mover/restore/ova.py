@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from mover.backup.metadata import VmMetadata
+from mover.backup.metadata import VmMetadata, ova_xml_of
 from mover.backup.tags import without_tags
 from mover.errors import NotFoundError
 from mover.restore.vm_record import NULL, Record, disk_type, vm_other_config
@@ -189,11 +189,11 @@ def _renamed(value: Any, ids: Mapping[str, str]) -> Any:
 
 def _version(saved: VmMetadata) -> dict[str, Any]:
     """Who wrote it: the pool that the VM comes from, because a server refuses files of versions newer than its own."""
-    if saved.ova_xml is not None:
-        try:
-            return parse_ova(saved.ova_xml.encode()).version | {"export_vsn": _EXPORT_VERSION}
-        except FormatError:
-            pass
+    try:
+        if (ova_xml := ova_xml_of(saved)) is not None:
+            return parse_ova(ova_xml.encode()).version | {"export_vsn": _EXPORT_VERSION}
+    except FormatError:
+        pass
     software = saved.software_version
     major, _, minor = software.get("xapi", "1.20").partition(".")
     names = ("hostname", "date", "product_version", "product_brand", "build_number")

@@ -9,6 +9,7 @@ from mover.store.partial import PartialDisk, PartialRun, PartialVm
 from mover.store.point import MEMORY, CopiedFrom, Point, PointDisk, PointRecord
 from mover.store.prune import Patience, PruneReport
 from mover.store.reader import DiskReader
+from mover.store.record import MAX_RAW
 from mover.store.repair import Loss, RepairReport
 from mover.store.s3 import S3Access
 from mover.store.seal import Sealed
@@ -18,6 +19,7 @@ from mover.store.verify import Damage
 from mover.store.writer import Writer
 
 __all__ = [
+    "MAX_RAW",
     "MEMORY",
     "Begun",
     "CopiedFrom",

@@ -100,16 +100,24 @@ async def test_exports_compressed_by_the_host(tmp_path: Path, compression: str):
         assert new == 0, "the same chunks, however they came"
 
 
-async def test_ova_xml_is_kept_as_metadata(tmp_path: Path):
+@pytest.mark.parametrize("size", [0, 6 * MiB], ids=["short", "long"])
+async def test_ova_xml_is_kept_as_metadata(tmp_path: Path, size: int):
+    """However long it is: it has the records of all hosts in it, for one."""
     async with site(tmp_path) as here:
         here.simulator.make_vm("web", [2 * MiB])
-        for _ in range(2):
-            await here.run(xva(here))
+        notes = {"notes": "".join(f"{number} crates\n" for number in range(size // 12))}
+        here.simulator.pool.database.update("host", here.simulator.pool.master.ref, other_config=notes)
+        for job in (xva(here), xva(here), here.job()):
+            await here.run(job)
         for point in here.store.points():
             about = decode(here.store.get_blob(point.record.metadata))
             assert about.vm["name_label"] == "web"
-            assert about.ova_xml is not None
-            assert {"VM", "VBD", "VDI"} <= {item.cls for item in parse_ova(about.ova_xml.encode()).objects}
+            await here.restored(point)
+            text = (here.folder / f"restored-{point.id}" / "web.ova.xml").read_bytes()
+            assert len(text) > size
+            objects = parse_ova(text).objects
+            assert {"VM", "VBD", "VDI"} <= {item.cls for item in objects}
+            assert notes in [item.snapshot["other_config"] for item in objects if item.cls == "host"]
 
 
 @pytest.mark.parametrize("strategy", ["cbt", "xva"])
