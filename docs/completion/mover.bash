@@ -26,7 +26,7 @@ _shtab_mover_key_change_option_strings=(-h --help --label --new-passphrase-file 
 _shtab_mover_key_list_option_strings=(-h --help --passphrase-file --passphrase-env --passphrase-command --json)
 _shtab_mover_key_remove_option_strings=(-h --help --passphrase-file --passphrase-env --passphrase-command --json)
 _shtab_mover_key_option_strings=(-h --help)
-_shtab_mover_simulate_option_strings=(-h --help --dir --nbd --latency --password --plain-http --json)
+_shtab_mover_simulate_option_strings=(-h --help --dir --vm --nbd --latency --password --plain-http --json)
 _shtab_mover_demo_option_strings=(-h --help --dir --small --progress)
 _shtab_mover_option_strings=(-h --help --version)
 

@@ -289,8 +289,11 @@ def _key(verbs: _Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _simulate(verbs: _Verbs[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("simulate", help="serve a simulated pool until interrupted")
+    parser = verbs.add_parser("simulate", help="serve a simulated pool until interrupted; prints its [pool] for a job")
     parser.add_argument("--dir", required=True, metavar="D", help="where its disks and state are kept")
+    parser.add_argument(
+        "--vm", action="append", default=[], metavar="NAME=SIZE,…", help="a VM with such disks, half full; may repeat"
+    )
     parser.add_argument("--nbd", choices=("tls", "insecure", "both", "none"), default="tls", help="networks' purpose")
     parser.add_argument("--latency", type=float, default=0.0, metavar="SECONDS", help="of each NBD request")
     parser.add_argument("--password", default="simulated", metavar="TEXT", help="of its user root; protects nothing")

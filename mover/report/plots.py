@@ -86,9 +86,11 @@ def draw(samples: Sequence[Sample], unusual: Sequence[bool], salt: str) -> str:
 
 
 def _sizes(axes: Axes, moments: list[datetime], samples: Sequence[Sample], unusual: Sequence[bool]) -> None:
-    for name in ("changed", "read", "stored"):
+    # An incremental reads just what changed: the one line is to be seen below the other.
+    for name, width, alpha in (("changed", 4.0, 0.45), ("read", 1.3, 1.0), ("stored", 1.3, 1.0)):
         values = [max(getattr(sample, name), _KiB) for sample in samples]
-        axes.plot(moments, values, color=_SERIES[name], label=name, marker="o", markersize=2.6, linewidth=1.3)
+        look: dict[str, Any] = {"marker": "o", "markersize": 1.3 + width, "linewidth": width, "alpha": alpha}
+        axes.plot(moments, values, color=_SERIES[name], label=name, **look)
     fulls = [(at, sample.read) for at, sample in zip(moments, samples, strict=True) if sample.full_disks]
     _mark([(at, max(read, _KiB)) for at, read in fulls], axes, "s", _SERIES["read"], "read in full", 6)
     odd = [(at, s.changed) for at, s, flag in zip(moments, samples, unusual, strict=True) if flag]

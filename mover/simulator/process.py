@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -25,9 +26,18 @@ class Whereabouts(msgspec.Struct, frozen=True):
     steering: str
 
 
-async def serve(directory: Path, options: Options, ready: Callable[[Whereabouts], None]) -> None:
-    """Run a pool in `directory` until cancelled; `ready` is called once it can be used."""
+async def serve(
+    directory: Path,
+    options: Options,
+    ready: Callable[[Whereabouts], None],
+    vms: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> None:
+    """Run a pool in `directory` until cancelled; `ready` is called once it can be used.
+
+    It has the VMs `vms` then, by name with the sizes of their disks in bytes.
+    """
     async with Simulator(directory, options) as simulator, asyncio.TaskGroup() as group:
+        _make(simulator, vms)
         routes = Routes()
         Steering(simulator).add_to(routes)
         steering = HttpServer(routes, group, options.head_timeout)
@@ -45,3 +55,11 @@ async def serve(directory: Path, options: Options, ready: Callable[[Whereabouts]
             await asyncio.get_running_loop().create_future()
         finally:
             await steering.stop()
+
+
+def _make(simulator: Simulator, vms: Mapping[str, Sequence[int]]) -> None:
+    """Make those that are not there from an earlier time, each disk half full of text."""
+    present = {record["name_label"] for _, record in simulator.pool.database.items("VM")}
+    for name in vms.keys() - present:
+        for vdi in simulator.vdis_of(simulator.make_vm(name, vms[name])):
+            simulator.guest(vdi).fill(0, simulator.disks.size(vdi) // 2, "text")
