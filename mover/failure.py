@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from mover.errors import MoverError, PoolError, UnreachableError
@@ -24,7 +26,7 @@ _Error = TypeVar("_Error", bound=BaseException)
 _HINTS = {
     "SESSION_AUTHENTICATION_FAILED": "check username and the password's source in [pool]",
     "RBAC_PERMISSION_DENIED": "the user needs the role vm-power-admin; docs/operations.md says for what",
-    "SR_BACKEND_FAILURE_44": "the SR has no room for a snapshot",
+    "SR_BACKEND_FAILURE_44": "the SR is full: make room, or delete snapshots there and let it coalesce",
     "SR_BACKEND_FAILURE_46": "the SR says that a disk is not available: is another task using it?",
     "SR_BACKEND_FAILURE_109": "the disk's snapshot chain is too long: delete snapshots and let the SR coalesce",
     "LICENCE_RESTRICTION": "the pool's licence does not allow this",
@@ -32,6 +34,7 @@ _HINTS = {
     "OPERATION_BLOCKED": "the operation is blocked on this VM (blocked_operations)",
     "HOST_OFFLINE": "start the host that the disk's storage belongs to; once it is there, run the job again",
     "SESSION_INVALID": "the pool has ended the session, as a restart of its toolstack does: run the job again",
+    "VDI_IO_ERROR": "the host could not read or write the disk: its /var/log/SMlog and xensource.log say why",
     "VDI_IN_USE": "something else uses the disk; try again when it has ended",
     "OTHER_OPERATION_IN_PROGRESS": "another operation runs on this object; try again when it has ended",
 }
@@ -82,3 +85,12 @@ def _cause(error: BaseException, kind: type[_Error]) -> _Error | None:
     while cause is not None and not isinstance(cause, kind):
         cause = cause.__cause__
     return cause
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """In the block, what the other side does is raised as a `MoverError` whose message begins with `where`."""
+    try:
+        yield
+    except ProtocolError as error:
+        raise as_mover_error(error, where) or error from error

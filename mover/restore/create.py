@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from mover.backup.metadata import VmMetadata
 from mover.backup.snapshot import destroy_vdi
 from mover.events import Emit, Note
+from mover.failure import naming
 from mover.restore.disk_stream import import_disk
 from mover.restore.plan import Plan
 from mover.restore.undo import Made
@@ -100,9 +101,10 @@ async def _make_disks(
                 )
             )
             continue
-        vdi = await pool.call("VDI.create", vdi_arguments(vdi_record, plan.srs[disk.vdi_uuid], disk.size))
-        made.vdis.append(vdi)
-        await pool.call("VBD.create", vbd_arguments(vbd, vm, vdi))
+        with naming(f"{point.record.vm_name}, disk {disk.position} ({disk.name}): "):
+            vdi = await pool.call("VDI.create", vdi_arguments(vdi_record, plan.srs[disk.vdi_uuid], disk.size))
+            made.vdis.append(vdi)
+            await pool.call("VBD.create", vbd_arguments(vbd, vm, vdi))
         vdis.append((disk, vdi))
     return vdis
 

@@ -9,13 +9,12 @@ from contextlib import aclosing
 from typing import Literal, Protocol
 
 from mover.events import Emit
-from mover.failure import as_mover_error
+from mover.failure import naming
 from mover.pipeline.outflow import blocks_in_order
 from mover.restore.progress import RestoreProgress
 from mover.restore.vhd import vhd_stream
 from mover.store import DiskReader, Point, PointDisk, Store
 from protocol.arena import Arena
-from protocol.errors import ProtocolError
 from protocol.extent import Extent, split, total
 from protocol.vhd import MAX_SIZE
 
@@ -41,10 +40,8 @@ async def import_disk(
     emit: Emit,
 ) -> None:
     """Write the content of `disk` into the fresh VDI `vdi` (a ref). Raises `PoolError`, `StoreDamagedError`."""
-    try:
+    with naming(f"{point.record.vm_name}, disk {disk.position} ({disk.name}): "):
         await _import(store, point, disk, transfers, vdi, arena, executor, emit)
-    except ProtocolError as error:
-        raise as_mover_error(error, f"{point.record.vm_name}, disk {disk.position} ({disk.name}): ") or error from error
 
 
 async def _import(

@@ -14,7 +14,7 @@ from uuid import UUID
 from mover.backup.metadata import VmMetadata
 from mover.errors import NotFoundError, PoolError
 from mover.events import Emit, Note
-from mover.failure import as_mover_error
+from mover.failure import naming
 from mover.restore.create import block_start
 from mover.restore.ova import describe
 from mover.restore.plan import Plan
@@ -25,7 +25,7 @@ from mover.restore.vm_record import Record, vif_arguments, vm_other_config
 from mover.restore.xva import Content, xva_stream
 from mover.store import DiskReader, Point, PointDisk, Store
 from protocol.arena import Arena
-from protocol.errors import ProtocolError, XapiError
+from protocol.errors import XapiError
 from protocol.extent import Extent, total
 from protocol.tasks import in_thread, task_group
 from protocol.vhd import MAX_SIZE
@@ -88,10 +88,7 @@ async def import_vm(
                 return await transfers.import_vm(sr=sr, length=length, body=body, restore=restore)
 
         sr = _one_sr(plan, point, emit)
-        try:
-            refs = await _keeping_identity(upload, plan, point, emit)
-        except ProtocolError as error:
-            raise as_mover_error(error, f"{point.record.vm_name}: ") or error from error
+        refs = await _keeping_identity(upload, plan, point, emit)
         made.vm = refs[0] if refs else None
         vm = _only(refs, point)
         await block_start(pool, vm)
@@ -206,12 +203,9 @@ async def _apply(
             change.progress,
             parent=(UUID(change.parent), f"{change.parent}.vhd"),
         )
-        try:
+        with naming(f"{point.record.vm_name}, disk {position}: "):
             async with room, aclosing(body):
                 await transfers.import_vdi(vdis[position], format="vhd", length=length, body=body)
-        except ProtocolError as error:
-            where = f"{point.record.vm_name}, disk {position}: "
-            raise as_mover_error(error, where) or error from error
         change.progress.finish()
 
     async with task_group() as group:

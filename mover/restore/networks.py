@@ -20,8 +20,9 @@ def match_networks(
     """Map saved network refs to refs of `present`: as `wanted` says, else by UUID, else by name and VLAN.
 
     `wanted` maps a saved network's name or UUID to the name or UUID of a present one. Raises `NotFoundError` naming
-    every network that has no match, before anything is written.
+    every network that has no match, or every wish that is about none, before anything is written.
     """
+    _refuse_idle(saved, wanted)
     matched: dict[str, str] = {}
     missing: list[str] = []
     for ref, network in saved.items():
@@ -42,6 +43,14 @@ def match_networks(
             f"name one with --network OLD=NEW; the pool has {names}",
         )
     return matched
+
+
+def _refuse_idle(saved: Mapping[str, Record], wanted: Mapping[str, str]) -> None:
+    """A wish that is misspelt must not end in the VM being where it was."""
+    known = {name for network in saved.values() for name in (network["uuid"], network["name_label"])}
+    if idle := sorted(wanted.keys() - known):
+        names = ", ".join(sorted(network["name_label"] for network in saved.values())) or "none"
+        raise NotFoundError(f"the VM was on no network {', '.join(idle)}", f"its networks were: {names}")
 
 
 def _by_name_or_uuid(present: Mapping[str, Record], name: str) -> str | None:

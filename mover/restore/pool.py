@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from mover.backup.metadata import decode
 from mover.events import Emit, Note
+from mover.failure import naming
 from mover.restore.create import create_vm
 from mover.restore.finish import finish
 from mover.restore.import_vm import disks_by_position, import_vm
@@ -35,8 +36,15 @@ async def restore_to_pool(
     otherwise it gets its original configuration, MACs included. `options` override both. The new VM cannot be started
     until it is whole; if anything fails, all that was made is destroyed again, unless it is to be kept. Raises
     `NotFoundError` for networks, SRs or disks that do not exist, before anything is made; `StoreDamagedError`;
-    `ProtocolError`.
+    `PoolError` and the like, naming the VM.
     """
+    with naming(f"{point.record.vm_name}: "):
+        return await _restore(store, point, pool, transfers, options, emit)
+
+
+async def _restore(
+    store: Store, point: Point, pool: Pool, transfers: Transfers, options: RestoreOptions, emit: Emit
+) -> RestoredVm:
     saved = decode(store.get_blob(point.record.metadata))
     plan = await plan_restore(point, saved, pool, options)
     via = options.via or _usual(point, plan)

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from mover.backup.metadata import decode
 from mover.errors import NotFoundError, PoolError, UsageError
 from mover.events import Emit, Note
-from mover.failure import as_mover_error
+from mover.failure import as_mover_error, naming
 from mover.pipeline.outflow import blocks_in_order
 from mover.restore.choice import choose_disks
 from mover.restore.difference import differences
@@ -23,7 +23,7 @@ from mover.restore.vm_record import Record, vdi_arguments
 from mover.store import DiskReader, Point, PointDisk, Store
 from mover.units import format_size
 from protocol.arena import Arena
-from protocol.errors import ProtocolError, XapiError
+from protocol.errors import XapiError
 from protocol.extent import Extent, split, total
 from protocol.xapi import Pool, Transfers
 from protocol.xapi.wire import END_OF_FRAMES, frame_head, framed_length
@@ -59,7 +59,8 @@ async def restore_as_vdis(
         with ThreadPoolExecutor(max(os.cpu_count() or 2, store.readers), "restore") as executor:
             for disk in chosen:
                 record = by_uuid.get(disk.vdi_uuid, {"name_label": disk.name})
-                vdi = await pool.call("VDI.create", vdi_arguments(record, srs[disk.vdi_uuid], disk.size))
+                with naming(f"{point.record.vm_name}, disk {disk.position} ({disk.name}): "):
+                    vdi = await pool.call("VDI.create", vdi_arguments(record, srs[disk.vdi_uuid], disk.size))
                 undo.vdis.append(vdi)
                 await import_disk(store, point, disk, transfers, vdi, Arena(_SLOTS), executor, emit)
                 made[disk.position] = str(await pool.call("VDI.get_uuid", vdi))
@@ -85,11 +86,8 @@ async def restore_into(
     if size > disk.size:
         message = f"the VDI is larger than the disk was: its last {format_size(size - disk.size)} stay as they are"
         emit(Note(level="warning", vm=point.record.vm_uuid, disk=disk.position, message=message))
-    try:
+    with naming(f"{point.record.vm_name}, disk {disk.position} ({disk.name}) into {target}: "):
         return await _overwrite(store, point, disk, pool, transfers, vdi, size, emit)
-    except ProtocolError as error:
-        where = f"{point.record.vm_name}, disk {disk.position} ({disk.name}) into {target}: "
-        raise as_mover_error(error, where) or error from error
 
 
 async def _target(pool: Pool, uuid: str) -> tuple[str, Record]:

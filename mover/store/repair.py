@@ -133,11 +133,10 @@ class Repair:
     def _scrub(self, sizes: dict[PackName, int], intact: Sequence[Loaded]) -> Iterator[PackReport]:
         scrub = Scrub(self.backend, self.identity, self.deep)
         work = sorted(sizes.items())
-        done = 0
         with ThreadPoolExecutor(max(os.cpu_count() or 1, self.backend.tuning.requests), "mover-repair") as pool:
-            for report in pool.map(lambda one: scrub.pack(one[0], one[1], lambda name: _indexed(intact, name)), work):
-                done += sizes[report.name]
-                self.progress("checking packs", done, sum(sizes.values()))
+            found = pool.map(lambda one: scrub.pack(one[0], one[1], lambda name: _indexed(intact, name)), work)
+            for done, report in enumerate(found, 1):
+                self.progress("checking packs", done, len(work))
                 yield report
 
     def _unlisted(self, sizes: dict[PackName, int], intact: Sequence[Loaded], spoilt: set[PackName]) -> list[PackName]:

@@ -137,24 +137,30 @@ async def test_what_does_not_exist_is_said_before_anything_is_made(tmp_path: Pat
         assert here.simulator.pool.database.refs("VM") + here.simulator.pool.database.refs("VDI") == before
 
 
+IO_ERROR = "the host could not read or write the disk: its /var/log/SMlog and xensource.log say why"
+FULL = "the SR is full: make room, or delete snapshots there and let it coalesce"
+
+
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "where", "hint"),
     [
-        CallFault("VIF.create", "MAC_INVALID", ("x",)),
-        CallFault("VBD.create", "DEVICE_ALREADY_EXISTS", ("0",)),
-        HttpFault("close", "import_raw_vdi"),
-        HttpFault("task", "import_raw_vdi"),
+        (CallFault("VIF.create", "MAC_INVALID", ("x",)), r"^web: VIF.create: MAC_INVALID \[x\]$", ""),
+        (CallFault("VDI.create", "SR_BACKEND_FAILURE_44"), r"^web, disk 0 \(root\): VDI.create: SR_.*_44", FULL),
+        (CallFault("VBD.create", "DEVICE_ALREADY_EXISTS", ("0",)), r"^web, disk 0 \(root\): VBD.create: DEV", ""),
+        (HttpFault("close", "import_raw_vdi"), r"^web, disk \d \(\w+\): /import_raw_vdi: VDI_IO_ERROR", IO_ERROR),
+        (HttpFault("task", "import_raw_vdi"), r"^web, disk \d \(\w+\): /import_raw_vdi: VDI_IO_ERROR", IO_ERROR),
     ],
-    ids=["VIF.create", "VBD.create", "the upload is cut", "the import fails in the end"],
+    ids=["VIF.create", "VDI.create", "VBD.create", "the upload is cut", "the import fails in the end"],
 )
-async def test_a_failed_restore_leaves_nothing(tmp_path: Path, fault: Any):
+async def test_a_failed_restore_leaves_nothing_and_says_of_what(tmp_path: Path, fault: Any, where: str, hint: str):
     async with site(tmp_path) as here:
         await backed_up(here)
         database = here.simulator.pool.database
         before = set(database.refs("VM") + database.refs("VDI"))
         here.simulator.faults.arm(fault)
-        with pytest.raises(MoverError):
+        with pytest.raises(MoverError, match=where) as caught:
             await restore(here)
+        assert caught.value.hint == hint
         assert set(database.refs("VM") + database.refs("VDI")) == before
         assert not [task for _, task in database.items("task") if task["status"] == "pending"]
 

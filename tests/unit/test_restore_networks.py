@@ -46,3 +46,11 @@ def test_a_wish_that_does_not_exist_is_missing_even_if_the_uuid_would_match():
     present = {"a": network("u-lan", "lan"), "c": network("u-dmz", "dmz")}
     with pytest.raises(NotFoundError, match="nowhere"):
         match_networks(SAVED, SAVED_PIFS, present, {}, {"lan": "nowhere"})
+
+
+def test_a_wish_about_a_network_that_the_vm_was_not_on_is_refused():
+    """Misspelt, it would leave the VM on the network that it was to be kept from."""
+    present = {"a": network("u-lan", "lan"), "b": network("u-dmz", "dmz")}
+    with pytest.raises(NotFoundError, match="the VM was on no network lam") as caught:
+        match_networks(SAVED, SAVED_PIFS, present, {}, {"lam": "dmz", "dmz": "lan"})
+    assert caught.value.hint == "its networks were: dmz, lan"
