@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,12 +20,14 @@ from mover.units import GiB, format_size
 
 # With less than this, index and points of the next run may find no room.
 _TIGHT = GiB
+# Seconds. A run waits longer for a server that is away; who asks wants to know now.
+_PATIENCE = 10.0
 
 
 def open_store(job: Job) -> tuple[Store | None, list[Finding]]:
     """The job's store, if there is one that can be opened, and what was seen."""
     try:
-        store = open_store_of(job.store)
+        store = open_store_of(replace(job.store, retry_for=min(job.store.retry_for, _PATIENCE)))
         points, damaged = store.readable_points()
     except StoreMissingError:
         return None, [Finding(level="info", check="store", what=f"{job.store.url}: the first run makes a new store")]
@@ -73,11 +76,8 @@ def check_room(job: Job, to_read: int) -> Iterator[Finding]:
             fix=f"mover prune {job.name}.toml gives back what [retention] let go",
         )
     else:
-        yield Finding(
-            level="ok",
-            check="space",
-            what=f"{there} has {format_size(free)} free for a run that reads up to {format_size(to_read)}",
-        )
+        needed = f" for a run that reads up to {format_size(to_read)}" if to_read else ""
+        yield Finding(level="ok", check="space", what=f"{there} has {format_size(free)} free{needed}")
 
 
 def folder_of(url: str) -> Path | None:

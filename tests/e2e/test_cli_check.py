@@ -265,8 +265,21 @@ async def test_credentials_and_a_pool_that_is_away(tmp_path: Path):
         (found,) = only(await check_job(job), "secret")
         assert "chmod 600" in str(found.fix)
     (tmp_path / "secret").chmod(0o600)
-    (found,) = only(await check_job(job), "pool")
+    findings = await check_job(job)
+    (found,) = only(findings, "pool")
     assert "cannot reach the pool" in found.what
+    assert [f.what.endswith("free") for f in findings if f.check == "space"] == [True], "nobody knows for how much"
+
+
+async def test_a_pool_whose_certificate_is_not_the_one_that_the_job_names(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [2 * MiB])
+        text = here.job_text()
+        for pin in here.simulator.fingerprints:
+            text = text.replace(pin, "sha256:" + "ab" * 32)
+        (found,) = only(await check_job(parse_job(text, "job.toml", "test")), "pool")
+        assert f"it shows the certificate {here.simulator.fingerprint}" in found.what
+        assert found.fix == "put the right fingerprint or ca-file into [pool]"
 
 
 @pytest.mark.parametrize(
@@ -301,6 +314,19 @@ async def test_stores_that_are_damaged(tmp_path: Path):
         (tmp_path / "store" / "store.json").write_text("rubbish")
         (found,) = only(await look(here), "store")
         assert found.level == "error"
+
+
+async def test_a_store_that_cannot_be_reached_is_said_beside_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("S3_SECRET", "x")
+    there = 'url = "s3://bucket/mover"\nendpoint = "http://127.0.0.1:9"\naccess-key-id = "me"\n'
+    there += 'secret-access-key-env = "S3_SECRET"\nretry-for = "1s"'
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [4 * MiB])
+        text = here.job_text().replace(f'url = "file://{tmp_path}/store"', there)
+        findings = await check_job(parse_job(text, "job.toml", "test"))
+        (found,) = only(findings, "store")
+        assert (found.level, "cannot be connected to" in found.what) == ("error", True)
+        assert [f.disk for f in findings if f.check == "outlook"] == ["0"]
 
 
 async def test_a_passphrase_that_cannot_be_read_is_told_of_once(tmp_path: Path):
