@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -54,6 +55,31 @@ class Site:
         self.printed += [done.stdout, done.stderr]
         assert done.returncode == code, done.stderr
         return done.stdout
+
+
+def on_a_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
+    """Run a command with a terminal of 100 columns for everything; its exit code and all that was shown."""
+    ours, theirs = pty.openpty()
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    with subprocess.Popen(
+        [*MOVER, *map(str, arguments)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=inherited | {"TERM": "xterm-256color", "COLUMNS": "100"} | environment,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(ours, 1 << 16)
+            except OSError:  # The other end is closed: Linux says so with EIO.
+                break
+            if not piece:
+                break
+            shown += piece
+        os.close(ours)
+        return process.wait(60), shown.decode()
 
 
 @contextmanager

@@ -1,18 +1,15 @@
 """What somebody sees who tries the program on a simulated pool, at a terminal: the real programs, a pseudo-terminal."""
 
-import os
-import pty
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-MOVER = [sys.executable, "-m", "mover"]
+from tests.cli_site import MOVER, on_a_terminal
 
 
 @contextmanager
@@ -33,31 +30,6 @@ def simulated(folder: Path, *arguments: str) -> Iterator[Path]:
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 130
-
-
-def on_a_terminal(*arguments: str) -> tuple[int, str]:
-    """Run a command with a terminal of 100 columns for everything; its exit code and all that was shown."""
-    ours, theirs = pty.openpty()
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    with subprocess.Popen(
-        [*MOVER, *arguments],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment | {"TERM": "xterm-256color", "COLUMNS": "100"},
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(ours, 1 << 16)
-            except OSError:  # The other end is closed: Linux says so with EIO.
-                break
-            if not piece:
-                break
-            shown += piece
-        os.close(ours)
-        return process.wait(60), shown.decode()
 
 
 def test_a_terminal_has_bars_with_rates_and_the_table_a_pipe_has_lines(tmp_path: Path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli_site import MOVER, PASSWORD, MiB, Site, cli_site
+from tests.cli_site import MOVER, PASSWORD, MiB, Site, cli_site, on_a_terminal
 
 # What a session looks like; an NBD export's name holds one.
 SESSION = re.compile(r"OpaqueRef:[0-9a-f-]{8,}|session_id=(?!\*)")
@@ -100,6 +100,9 @@ def test_password_and_session_are_nowhere(site: Site, posted: tuple[str, list[st
     assert run(site, "run", job, "--progress", "plain") == 0
     assert run(site, "run", job, "--progress", "json", "--json", "--schedule", "nightly") == 0
     assert run(site, "explain", job, "--json") == 0
+    code, shown = on_a_terminal("run", job, "--full", POOL_PASSWORD=PASSWORD)
+    assert (code, "━" in shown) == (0, True)
+    site.printed.append(shown)
     # What goes wrong says most. NBD errors know the export's name, API errors the session.
     site.tell("faults", faults=[{"type": "nbd", "kind": "refuse", "times": 5}])
     assert run(site, "check", job) == 41
@@ -114,6 +117,10 @@ def test_password_and_session_are_nowhere(site: Site, posted: tuple[str, list[st
     site.tell("expire_sessions")
     for verb in (
         ("show", job, "latest", "--json"),
+        ("list", job, "--json"),
+        ("verify", job, "--progress", "json"),
+        ("copy", job, site.folder / "copy"),
+        ("repair", job),
         ("prune", job),
         ("report", job, "--html", site.folder / "page.html"),
         ("units", job, "--to", site.folder / "units"),
