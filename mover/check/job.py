@@ -12,10 +12,9 @@ from mover.check.pool import check_pool
 from mover.check.store import check_room, open_store
 from mover.check.vm import check_vm
 from mover.errors import MoverError
-from mover.explain import look_ahead
+from mover.explain import look_ahead, stored_of
 from mover.explain.outlook import live_endpoints
 from mover.failure import as_mover_error
-from mover.history import by_vm
 from mover.job import Job, SelectedVm
 from mover.run import chosen_schedule, join_pool, selected_of, with_mode
 from mover.store import Store
@@ -57,12 +56,12 @@ async def _check_vms(
     pool: Pool, job: Job, store: Store | None, selected: Sequence[SelectedVm], stock: Inventory, findings: list[Finding]
 ) -> int:
     """Look at each VM and at the NBD servers of all of them. Returns how many bytes a run would read at most."""
-    points = {} if store is None else by_vm(store.readable_points()[0])
+    stored = stored_of(job, store)
     endpoints: list[Endpoint] = []
     to_read = 0
     for vm in selected:
         try:
-            outlook = await look_ahead(pool, job, store, points.get(vm.uuid, []), vm, stock.records)
+            outlook = await look_ahead(pool, stored, vm, stock.records)
             for disk in vm.disks if vm.backup.strategy == "cbt" else ():
                 endpoints += await live_endpoints(pool, disk.vdi)
         except ProtocolError as error:

@@ -2,6 +2,6 @@
 
 from mover.explain.outlook import DiskOutlook, VmOutlook
 from mover.explain.snapshots import KeptSnapshot
-from mover.explain.vms import explain, look_ahead
+from mover.explain.vms import explain, look_ahead, stored_of
 
-__all__ = ["DiskOutlook", "KeptSnapshot", "VmOutlook", "explain", "look_ahead"]
+__all__ = ["DiskOutlook", "KeptSnapshot", "VmOutlook", "explain", "look_ahead", "stored_of"]

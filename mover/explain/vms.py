@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from mover.backup.base import bases
 from mover.backup.cbt import Left, left_to_go_on
@@ -17,8 +18,32 @@ from mover.history import by_vm
 from mover.job import Job, SelectedVm
 from mover.run import chosen_schedule, join_pool, selected_of, with_mode
 from mover.storage import open_store
-from mover.store import Point, Store
+from mover.store import PartialName, PartialRun, Point, Store
 from protocol.xapi import Pool
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the job's store says of its VMs, read once: nothing, if there is no store yet.
+
+    `points` are those of each VM (by UUID), oldest first; `lost` the roots of states that are not all there; `notes`
+    what killed runs have noted down; `owner` whose snapshots are ours.
+    """
+
+    points: Mapping[str, Sequence[Point]]
+    lost: frozenset[bytes]
+    notes: Sequence[tuple[PartialName, PartialRun]]
+    owner: Owner | None
+    chunk_size: int
+
+
+def stored_of(job: Job, store: Store | None) -> Stored:
+    """Read it. Raises what the store raises."""
+    if store is None:
+        return Stored({}, frozenset(), [], None, job.store.chunk_size)
+    owner = Owner(job.name, store.config.store_id)
+    points = by_vm(store.readable_points()[0])
+    return Stored(points, store.lost_roots(), notes_of(store, job.name), owner, store.chunk_size)
 
 
 async def explain(
@@ -30,24 +55,20 @@ async def explain(
     async with join_pool(job.pool) as (pool, _):
         records = await read_records(pool)
         selected = [with_mode(vm, chosen, full=full) for vm in selected_of(job, records, vms, lambda message: None)]
-        points = {} if store is None else by_vm(store.readable_points()[0])
-        return [await look_ahead(pool, job, store, points.get(vm.uuid, []), vm, records) for vm in selected]
+        stored = stored_of(job, store)
+        return [await look_ahead(pool, stored, vm, records) for vm in selected]
 
 
-async def look_ahead(
-    pool: Pool, job: Job, store: Store | None, points: Sequence[Point], vm: SelectedVm, records: PoolRecords
-) -> VmOutlook:
-    """What a run would do with `vm`. Raises what `Pool.call` raises.
-
-    `points` are those of the VM, oldest first.
-    """
-    lost = frozenset[bytes]() if store is None else store.lost_roots()
-    owner = None if store is None else Owner(job.name, store.config.store_id)
-    left = await _left(pool, job, store, owner, vm, points, lost)
-    chunk_size = job.store.chunk_size if store is None else store.chunk_size
-    disks = [await outlook(pool, vm, disk, points, lost, records.vbds, chunk_size, left) for disk in vm.disks]
+async def look_ahead(pool: Pool, stored: Stored, vm: SelectedVm, records: PoolRecords) -> VmOutlook:
+    """What a run would do with `vm`. Raises what `Pool.call` raises."""
+    points = stored.points.get(vm.uuid, [])
+    left = await _left(pool, stored, vm, points)
+    disks = [
+        await outlook(pool, vm, disk, points, stored.lost, records.vbds, stored.chunk_size, left) for disk in vm.disks
+    ]
     if vm.backup.strategy == "xva":
         disks = together(disks)
+    goes_on_with = left.taken.uuid if left else None
     return VmOutlook(
         uuid=vm.uuid,
         name=vm.name,
@@ -58,24 +79,16 @@ async def look_ahead(
         disks=disks,
         excluded=[f"{disk.position} ({disk.name})" for disk in vm.excluded_disks],
         memory=vm.backup.memory and records.vms.get(vm.ref, {}).get("power_state") in WITH_MEMORY,
-        goes_on_with=left.taken.uuid if left else None,
-        snapshots=snapshots_of(vm, owner, bases(points), left.taken.uuid if left else None, records),
+        goes_on_with=goes_on_with,
+        snapshots=snapshots_of(vm, stored.owner, bases(points), goes_on_with, records),
     )
 
 
-async def _left(
-    pool: Pool,
-    job: Job,
-    store: Store | None,
-    owner: Owner | None,
-    vm: SelectedVm,
-    points: Sequence[Point],
-    lost: frozenset[bytes],
-) -> Left | None:
+async def _left(pool: Pool, stored: Stored, vm: SelectedVm, points: Sequence[Point]) -> Left | None:
     """What a killed run has left of the VM that the next one would go on with."""
-    if store is None or owner is None or vm.backup.strategy != "cbt":
+    if stored.owner is None or vm.backup.strategy != "cbt":
         return None
-    return await left_to_go_on(pool, owner, newest_of(notes_of(store, job.name), vm.uuid), vm, points, lost)
+    return await left_to_go_on(pool, stored.owner, newest_of(stored.notes, vm.uuid), vm, points, stored.lost)
 
 
 def _refused(vm: SelectedVm, disks: Sequence[DiskOutlook]) -> str | None:

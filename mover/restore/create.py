@@ -14,7 +14,14 @@ from mover.failure import naming
 from mover.restore.disk_stream import import_disk
 from mover.restore.plan import Plan
 from mover.restore.undo import Made
-from mover.restore.vm_record import suspended_arguments, vbd_arguments, vdi_arguments, vif_arguments, vm_arguments
+from mover.restore.vm_record import (
+    Record,
+    suspended_arguments,
+    vbd_arguments,
+    vdi_arguments,
+    vif_arguments,
+    vm_arguments,
+)
 from mover.store import Point, PointDisk, Store
 from protocol.arena import Arena
 from protocol.errors import XapiError
@@ -87,7 +94,7 @@ async def _make_disks(
     vdis: list[tuple[PointDisk, str]] = []
     for vbd in sorted(saved.vbds.values(), key=lambda vbd: int(vbd["userdevice"])):
         if vbd["type"] == "CD":
-            await pool.call("VBD.create", vbd_arguments(vbd, vm, plan.discs.get(vbd["userdevice"])))
+            await _make_cd_drive(pool, vbd, vm, plan.discs.get(vbd["userdevice"]), point, emit)
             continue
         vdi_record = saved.vdis.get(vbd["VDI"])
         disk = by_uuid.get(vdi_record["uuid"]) if vdi_record else None
@@ -107,6 +114,18 @@ async def _make_disks(
             await pool.call("VBD.create", vbd_arguments(vbd, vm, vdi))
         vdis.append((disk, vdi))
     return vdis
+
+
+async def _make_cd_drive(pool: Pool, saved: Record, vm: str, disc: str | None, point: Point, emit: Emit) -> None:
+    """With the disc (a ref) in it that was there; a disc that the pool does not insert is no reason to fail."""
+    try:
+        await pool.call("VBD.create", vbd_arguments(saved, vm, disc))
+    except XapiError as error:
+        if disc is None:
+            raise
+        message = f"drive {saved['userdevice']} is without its disc: {error}"
+        emit(Note(level="warning", vm=point.record.vm_uuid, message=message))
+        await pool.call("VBD.create", vbd_arguments(saved, vm, None))
 
 
 async def _fill(

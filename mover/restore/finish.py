@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mover.backup.metadata import VmMetadata
 from mover.events import Emit, Note
 from mover.restore.plan import Plan
@@ -16,43 +18,45 @@ _OF_DISKS = {"read_only": "VDI.set_read_only", "allow_caching": "VDI.set_allow_c
 async def finish(
     pool: Pool, saved: VmMetadata, plan: Plan, vm: str, vdis: dict[str, str], emit: Emit, *, template: bool
 ) -> None:
-    """Complete the VM (a ref) with its `vdis` (refs by position). In the end it has its name and can be started."""
-    await _settle_disks(pool, saved, vdis)
-    await _settle_home(pool, saved.vm, vm)
-    if not template:
-        await _settle_availability(pool, saved.vm, vm, emit)
+    """Complete the VM (a ref) with its `vdis` (refs by position). In the end it has its name and can be started.
+
+    What the pool refuses of what it can do without is a warning: all its content is there by now.
+    """
+    for setter, arguments in [*_of_disks(saved, vdis), *await _of_home(pool, saved.vm, vm)]:
+        await _set(pool, saved, emit, setter, *arguments)
+    priority = saved.vm.get("ha_restart_priority") or ""
+    if priority and not template:
+        # That it always runs is set by its start.
+        await _set(pool, saved, emit, "VM.set_ha_restart_priority", vm, priority)
     _tell_what_is_left(saved, plan, emit)
     await pool.call("VM.set_name_label", vm, plan.name)
     await pool.call("VM.set_is_a_template", vm, template)
     await pool.call("VM.set_blocked_operations", vm, saved.vm.get("blocked_operations") or {})
 
 
-async def _settle_disks(pool: Pool, saved: VmMetadata, vdis: dict[str, str]) -> None:
+async def _set(pool: Pool, saved: VmMetadata, emit: Emit, setter: str, *arguments: object) -> None:
+    try:
+        await pool.call(setter, *arguments)
+    except XapiError as error:
+        emit(Note(level="warning", vm=saved.vm["uuid"], message=f"a setting is not restored: {error}"))
+
+
+def _of_disks(saved: VmMetadata, vdis: dict[str, str]) -> Iterator[tuple[str, tuple[object, ...]]]:
     for vbd in saved.vbds.values():
         disk, made = saved.vdis.get(vbd["VDI"], {}), vdis.get(vbd["userdevice"])
         for field, setter in _OF_DISKS.items():
             if made is not None and disk.get(field):
-                await pool.call(setter, made, True)
+                yield setter, (made, True)
 
 
-async def _settle_home(pool: Pool, saved: Record, vm: str) -> None:
+async def _of_home(pool: Pool, saved: Record, vm: str) -> list[tuple[str, tuple[object, ...]]]:
     """The host and the SR that it prefers, if they are still there: on another pool, nothing has these references."""
+    found: list[tuple[str, tuple[object, ...]]] = []
     for field, kind in (("affinity", "host"), ("suspend_SR", "SR")):
         ref = saved.get(field, NULL)
         if ref != NULL and ref in await pool.call(f"{kind}.get_all"):
-            await pool.call(f"VM.set_{field}", vm, ref)
-
-
-async def _settle_availability(pool: Pool, saved: Record, vm: str, emit: Emit) -> None:
-    """Whether high availability restarts it. That it always runs is set by its start."""
-    priority = saved.get("ha_restart_priority") or ""
-    if not priority:
-        return
-    try:
-        await pool.call("VM.set_ha_restart_priority", vm, priority)
-    except XapiError as error:
-        message = f"its ha_restart_priority of {priority} could not be set: {error}"
-        emit(Note(level="warning", vm=saved["uuid"], message=message))
+            found.append((f"VM.set_{field}", (vm, ref)))
+    return found
 
 
 def _tell_what_is_left(saved: VmMetadata, plan: Plan, emit: Emit) -> None:

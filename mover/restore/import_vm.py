@@ -96,7 +96,7 @@ async def import_vm(
         made.vdis += vdis.values()
         await _apply(point, changes, vdis, transfers, arena, executor)
     await _settle_interfaces(pool, saved, plan, vm)
-    await _settle_drives(pool, plan, vm)
+    await _settle_drives(pool, plan, vm, point, emit)
     await _settle_other_config(pool, saved, plan, vm)
     return vm
 
@@ -231,12 +231,16 @@ async def _settle_interfaces(pool: Pool, saved: VmMetadata, plan: Plan, vm: str)
         await pool.call("VIF.create", vif_arguments(of, vm, network, new_mac=plan.new_macs))
 
 
-async def _settle_drives(pool: Pool, plan: Plan, vm: str) -> None:
-    """An import leaves CD drives empty."""
+async def _settle_drives(pool: Pool, plan: Plan, vm: str, point: Point, emit: Emit) -> None:
+    """An import leaves CD drives empty. A disc that the pool does not insert is no reason to fail."""
     for ref in await pool.call("VM.get_VBDs", vm) if plan.discs else ():
         vbd: Record = await pool.call("VBD.get_record", ref)
         if vbd["type"] == "CD" and vbd["empty"] and vbd["userdevice"] in plan.discs:
-            await pool.call("VBD.insert", ref, plan.discs[vbd["userdevice"]])
+            try:
+                await pool.call("VBD.insert", ref, plan.discs[vbd["userdevice"]])
+            except XapiError as error:
+                message = f"drive {vbd['userdevice']} is without its disc: {error}"
+                emit(Note(level="warning", vm=point.record.vm_uuid, message=message))
 
 
 async def _settle_other_config(pool: Pool, saved: VmMetadata, plan: Plan, vm: str) -> None:

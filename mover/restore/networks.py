@@ -57,7 +57,11 @@ def _by_name_or_uuid(present: Mapping[str, Record], name: str) -> str | None:
     for ref, record in present.items():
         if name == record["uuid"]:
             return ref
-    return next((ref for ref, record in present.items() if name == record["name_label"]), None)
+    named = [ref for ref, record in present.items() if name == record["name_label"]]
+    if len(named) > 1:
+        uuids = ", ".join(sorted(present[ref]["uuid"] for ref in named))
+        raise NotFoundError(f"the pool has {len(named)} networks called {name}", f"name one by its UUID: {uuids}")
+    return named[0] if named else None
 
 
 def _by_vlan(

@@ -80,27 +80,40 @@ async def _by_uuid(pool: Pool, kind: str, uuid: str) -> str | None:
 
 
 async def choose_srs(saved: VmMetadata, pool: Pool, disks: list[PointDisk], wanted: str | None) -> dict[str, str]:
-    """By VDI UUID, the SR for each disk: the one asked for, else its old one, else the pool's default."""
+    """By VDI UUID, the SR for each disk: the one asked for, else its old one, the only one of its name, or the default.
+
+    Raises `NotFoundError`.
+    """
     present: dict[str, Record] = await pool.call("SR.get_all_records")
     by_uuid = {record["uuid"]: ref for ref, record in present.items()}
     if wanted is not None:
-        asked = by_uuid.get(wanted) or next(
-            (ref for ref, record in present.items() if record["name_label"] == wanted), None
-        )
-        if asked is None:
-            names = ", ".join(sorted(record["name_label"] for record in present.values()))
-            raise NotFoundError(f"the pool has no SR {wanted}", f"it has {names}")
+        asked = _sr(present, wanted)
         return {disk.vdi_uuid: asked for disk in disks}
     pools: dict[str, Record] = await pool.call("pool.get_all_records")
     default = next(iter(pools.values()))["default_SR"]
     chosen: dict[str, str] = {}
     for disk in disks:
         vdi = _saved_vdi(saved, disk)
-        old = saved.srs.get(vdi.get("SR", NULL), {}).get("uuid", "")
-        chosen[disk.vdi_uuid] = by_uuid.get(old) or str(default)
+        old = saved.srs.get(vdi.get("SR", NULL), {})
+        named = [ref for ref, record in present.items() if record["name_label"] == old.get("name_label")]
+        alike = named[0] if len(named) == 1 else str(default)
+        chosen[disk.vdi_uuid] = by_uuid.get(old.get("uuid", ""), alike)
         if chosen[disk.vdi_uuid] not in present:
             raise NotFoundError(f"the SR of {disk.name} is gone and the pool has no default SR", "name one with --sr")
     return chosen
+
+
+def _sr(present: dict[str, Record], wanted: str) -> str:
+    """The SR with this UUID or name: each host of a pool may have one called "Local storage"."""
+    found = [ref for ref, record in present.items() if wanted == record["uuid"]]
+    found = found or [ref for ref, record in present.items() if wanted == record["name_label"]]
+    if len(found) > 1:
+        uuids = ", ".join(sorted(present[ref]["uuid"] for ref in found))
+        raise NotFoundError(f"the pool has {len(found)} SRs called {wanted}", f"name one by its UUID: {uuids}")
+    if not found:
+        names = ", ".join(sorted(record["name_label"] for record in present.values()))
+        raise NotFoundError(f"the pool has no SR {wanted}", f"it has {names}")
+    return found[0]
 
 
 def _saved_vdi(saved: VmMetadata, disk: PointDisk) -> Record:

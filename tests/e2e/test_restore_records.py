@@ -1,5 +1,6 @@
 """Whole records of restored VMs beside those of the originals: each field is equal, or it is named here, with why."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,16 +337,36 @@ async def test_what_the_pool_does_not_have_or_does_not_allow_is_said_and_the_res
         destroy_vm(here, vm)
         database.destroy("VDI", database.by_uuid("VDI", before.kinds["VDI"]["3"]["uuid"]))
         database.destroy("host", before.vm["affinity"])
-        here.simulator.faults.arm(CallFault("VM.set_ha_restart_priority", "RBAC_PERMISSION_DENIED", ("x", "y")))
+        for setter in ("VM.set_ha_restart_priority", "VM.set_suspend_SR", "VDI.set_allow_caching"):
+            here.simulator.faults.arm(CallFault(setter, "RBAC_PERMISSION_DENIED", ("x", "y")))
         made = await restore(here, point)
         after = records_of(here, made.ref)
         del before.kinds["VDI"]["3"]
         assert differences(before, after) == {
             "VM affinity": (before.vm["affinity"], NULL),
             "VM ha_restart_priority": ("best-effort", ""),
+            "VM suspend_SR": (before.vm["suspend_SR"], NULL),
+            "VDI 0 allow_caching": (True, False),
             "VBD 3 empty": (False, True),
         }
         assert contents_of(here, made.ref) == contents
         said = [note.message for note in here.events if isinstance(note, Note)]
         assert any("the disc install.iso is not on the pool: drive 3 is empty" in words for words in said)
-        assert any("ha_restart_priority" in words and "RBAC_PERMISSION_DENIED" in words for words in said)
+        assert len([words for words in said if words.startswith("a setting is not restored: ")]) == 3
+        assert any("VM.set_ha_restart_priority: RBAC_PERMISSION_DENIED" in words for words in said)
+
+
+@pytest.mark.parametrize("via", ["api", "xva"])
+async def test_a_disc_that_the_pool_does_not_insert_is_no_reason_to_fail(tmp_path: Path, via: str):
+    async with site(tmp_path) as here:
+        vm, contents = await backed_up(here, "cbt")
+        before = records_of(here, vm)
+        destroy_vm(here, vm)
+        database = here.simulator.pool.database
+        database.update("VDI", before.kinds["VBD"]["3"]["VDI"], type="cbt_metadata")
+        made = await restore(here, here.store.point("latest"), via=via)
+        del before.kinds["VDI"]["3"]
+        assert differences(before, records_of(here, made.ref)) == {"VBD 3 empty": (False, True)}
+        assert contents_of(here, made.ref) == contents
+        said = [note.message for note in here.events if isinstance(note, Note)]
+        assert any(re.match("drive 3 is without its disc: .*VDI_INCOMPATIBLE_TYPE", words) for words in said)

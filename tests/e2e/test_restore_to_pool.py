@@ -124,6 +124,31 @@ async def test_single_disks_names_macs_and_networks_can_be_chosen(tmp_path: Path
         assert record(here, "SR", where)["name_label"] == "Local storage"
 
 
+async def test_disks_go_to_their_old_sr_or_one_of_its_name_or_the_default(tmp_path: Path):
+    async with site(tmp_path, Options(local_sr=True)) as here:
+        database = here.simulator.pool.database
+        (local,) = [ref for ref, sr in database.items("SR") if sr["name_label"] == "Local storage"]
+        here.simulator.make_vm("web", [2 * MiB], sr=local)
+        assert (await here.run()).exit_code == 0
+
+        async def where() -> str:
+            (vdi,) = here.simulator.vdis_of((await restore(here)).ref)
+            return str(record(here, "SR", record(here, "VDI", database.by_uuid("VDI", vdi))["SR"])["name_label"])
+
+        database.update("SR", local, name_label="renamed")
+        assert await where() == "renamed"
+        database.update("SR", local, uuid="5f2d4c1e-0000-4000-8000-000000000001")
+        assert await where() == "Shared storage"
+        database.update("SR", local, name_label="Local storage")
+        assert await where() == "Local storage"
+        database.create("SR", {"name_label": "Local storage", "type": "ext", "content_type": "user"})
+        assert await where() == "Shared storage", "of two, nobody knows which"
+        with pytest.raises(NotFoundError, match="the pool has 2 SRs called Local storage") as caught:
+            await restore(here, sr="Local storage")
+        assert record(here, "SR", local)["uuid"] in caught.value.hint
+        assert (await restore(here, sr=record(here, "SR", local)["uuid"])).vdis
+
+
 @pytest.mark.parametrize(
     "options", [{"sr": "nowhere"}, {"disks": ("7",)}, {"networks": {"Pool-wide network associated with eth0": "x"}}]
 )

@@ -54,3 +54,12 @@ def test_a_wish_about_a_network_that_the_vm_was_not_on_is_refused():
     with pytest.raises(NotFoundError, match="the VM was on no network lam") as caught:
         match_networks(SAVED, SAVED_PIFS, present, {}, {"lam": "dmz", "dmz": "lan"})
     assert caught.value.hint == "its networks were: dmz, lan"
+
+
+def test_a_name_that_two_networks_have_is_not_guessed():
+    present = {"a": network("u-lan", "lan"), "b": network("u-dmz", "dmz"), "c": network("1", "lab")}
+    present["d"] = network("2", "lab")
+    with pytest.raises(NotFoundError, match="the pool has 2 networks called lab") as caught:
+        match_networks(SAVED, SAVED_PIFS, present, {}, {"lan": "lab"})
+    assert caught.value.hint == "name one by its UUID: 1, 2"
+    assert match_networks(SAVED, SAVED_PIFS, present, {}, {"lan": "2"})["old:lan"] == "d"
