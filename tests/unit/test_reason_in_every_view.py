@@ -2,7 +2,10 @@
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,7 +17,7 @@ from mover.report.jsonl import JsonLines
 from mover.report.plain import PlainLines
 from mover.report.prometheus import render
 from mover.report.summary import RunSummary, Summary
-from mover.store import Point, PointDisk, PointRecord
+from mover.store import Point, PointDisk, PointRecord, Store
 from mover.store.names import PointName
 
 REASON = "the base snapshot 1234 is gone from the pool"
@@ -92,3 +95,12 @@ def html() -> str:
 )
 def test_the_reason_is_there(view: Callable[[], str]):
     assert REASON in view()
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["words", "JSON"])
+def test_the_restore_point_says_it_later(tmp_path: Path, options: list[str]):
+    disk = PointDisk(position="0", name="root", vdi_uuid="v", size=10, root=bytes(32), mode="full", reason=REASON)
+    with Store.create(tmp_path / "store").writer() as writer:
+        writer.commit(PointRecord(vm_uuid="u", vm_name="web", created=1.0, disks=[disk]))
+    command = [sys.executable, "-m", "mover", "show", str(tmp_path / "store"), "web", *options]
+    assert REASON in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
