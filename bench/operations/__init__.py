@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from bench.operations.place import Facts
-from bench.operations.pruning import check_generations, forget_and_prune, make_generations
+from bench.operations.pruning import check_generations, check_small, forget_and_prune, make_generations
 from bench.operations.reading import read, read_and_compare, snapshot
 from bench.operations.restoring import compare, read_extents, restore_files, restore_stream
 from bench.operations.stores import make_index, stored_bytes
@@ -31,5 +31,6 @@ OPERATIONS: dict[str, Callable[..., Awaitable[Facts]]] = {
         make_generations,
         forget_and_prune,
         check_generations,
+        check_small,
     )
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from threading import Lock
 
 from mover.store import pack
@@ -11,22 +11,34 @@ from mover.store.backend import Backend
 from mover.store.identity import Identity
 from mover.store.names import PackName, SegmentName
 from mover.store.pack_writer import PackWriter, Written
-from mover.store.publish import publish_written
+from mover.store.publish import PUBLISH_RECORDS, publish_written
 from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_STORED, PAGE, BadRecordError, Record
 from mover.store.scrub import READ_AT_ONCE, Entry, runs
 
 
 class Copier:
-    """Copies records under the name of the prune `wid`, and lists them in index segment `number`."""
+    """Copies records under the name `wid`, and lists them in index segments with these `numbers`.
 
-    def __init__(self, backend: Backend, identity: Identity, wid: bytes, target: int, first_seq: int) -> None:
+    They are listed as they are copied, some at a time: what waits to be listed is held in memory.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        identity: Identity,
+        wid: bytes,
+        target: int,
+        numbers: Iterator[int],
+        first_seq: int = 0,
+    ) -> None:
         self.copied = 0
         self.bytes = 0
         self.damaged: dict[PackName, str] = {}
         self._backend = backend
         self._identity = identity
         self._wid = wid
-        self._written: list[Written] = []
+        self._numbers = numbers
+        self._unlisted: list[Written] = []
         self._lock = Lock()
         self._packs = PackWriter(backend, identity, wid, target, self._pack_written, first_seq)
         self._decompressor = records.decompressor()
@@ -44,13 +56,12 @@ class Copier:
                 end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_STORED) for entry in run)
                 got = self._backend.read_into(name.key, start, buffer[: end - start])
                 self._append(name, run, buffer[:got])
+                self._list(at_least=PUBLISH_RECORDS)
 
-    def publish(self, number: int) -> None:
+    def finish(self) -> None:
         """Make all that was copied durable, and list it."""
         self._packs.flush()
-        if not self._written:
-            return
-        publish_written(self._backend, self._identity, SegmentName(0, self._wid, number), self._written)
+        self._list(at_least=1)
 
     def close(self) -> None:
         """End the background thread."""
@@ -60,6 +71,14 @@ class Copier:
     def packs(self) -> int:
         """How many packs were begun, of any kind: the first number that is free."""
         return self._packs.begun
+
+    def _list(self, *, at_least: int) -> None:
+        """List the packs that are durable, if they have so many records that are not listed."""
+        with self._lock:
+            if sum(len(one.entries) for one in self._unlisted) < at_least * pack.ENTRY_LENGTH:
+                return
+            packs, self._unlisted = self._unlisted, []
+        publish_written(self._backend, self._identity, SegmentName(0, self._wid, next(self._numbers)), packs)
 
     def _append(self, name: PackName, run: Sequence[Entry], stored: memoryview) -> None:
         fresh: list[Record] = []
@@ -90,6 +109,6 @@ class Copier:
 
     def _pack_written(self, written: Written) -> None:
         with self._lock:
-            self._written.append(written)
+            self._unlisted.append(written)
         # Of a record one place is marked, so nothing is copied twice.
         self._packs.indexed([id for id, *_ in pack.ENTRY.iter_unpack(written.entries)])

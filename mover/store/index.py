@@ -26,9 +26,12 @@ _TRIES = 20
 _AT_ONCE = 5
 # A fault maps up to 1 MiB around it (seen on Linux 6.18 with ext4), and a lookup faults once or twice.
 _LOOKUPS_PER_RELEASE = 64
+# Of more, those near each other are looked up together: so many at once, in so many bytes of the large segments.
+_TOGETHER = 16 << 10
+_REACH = 32 << 20
 # First columns up to this size in all stay mapped: those of 24 million records.
 _DENSE = 192 << 20
-# Segments up to this size are left mapped.
+# Segments of up to this size in all are left mapped.
 _LARGE = 32 << 20
 
 
@@ -72,10 +75,15 @@ class _Pages:
         if self._touched < _LOOKUPS_PER_RELEASE:
             return
         self._touched = 0
-        large = [one for one in loaded if len(one.data) > _LARGE]
+        large = _large(loaded)
         dense = sum(one.segment.prefix.nbytes for one in large) <= _DENSE
         for one in large:
             segments.release_pages(one.data, segments.HEADER_LENGTH + one.segment.prefix.nbytes if dense else 0)
+
+    def pass_by(self, loaded: Sequence[Loaded]) -> None:
+        """Many ids are looked up in order: what was touched is behind them, the first column too."""
+        for one in _large(loaded):
+            segments.release_pages(one.data)
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,22 @@ class IndexView:
 
         With `kept` only in packs that no prune has condemned, otherwise in all, those preferred.
         """
-        self._pages.touch(len(keys), self.segments)
+        parts = self._parts(len(keys))
+        if parts == 1:
+            self._pages.touch(len(keys), self.segments)
+            yield from self._find(keys, kept=kept)
+            return
+        for part in _by_neighbourhood(keys, parts):
+            for number, found, rows in self._find(keys[part], kept=kept):
+                yield number, part[found], rows
+            self._pages.pass_by(self.segments)
+
+    def _parts(self, lookups: int) -> int:
+        """Into how many parts of all possible ids to divide so many lookups, so that each touches little memory."""
+        reach = sum(len(one.data) for one in _large(self.segments)) // _REACH + 1
+        return max(min(max(reach, lookups // _TOGETHER), lookups // _LOOKUPS_PER_RELEASE), 1)
+
+    def _find(self, keys: U64, *, kept: bool) -> Iterator[tuple[int, I64, I64]]:
         left: I64 = np.arange(len(keys), dtype=np.int64)
         for only_kept in (True,) if kept or not self.condemned else (True, False):
             for number, loaded in enumerate(self.segments):
@@ -147,6 +170,20 @@ class IndexView:
     def records(self) -> int:
         """How many records it lists."""
         return sum(len(loaded.segment) for loaded in self.segments)
+
+
+def _large(loaded: Sequence[Loaded]) -> Sequence[Loaded]:
+    """All of them, if together they are too large to be left mapped."""
+    return loaded if sum(len(one.data) for one in loaded) > _LARGE else ()
+
+
+def _by_neighbourhood(keys: U64, parts: int) -> Iterator[I64]:
+    """The positions of `keys` by value, in so many parts of all that is possible; those of equal keys are together."""
+    order: I64 = np.argsort(keys[:, 0], kind="stable")
+    edges = np.arange(1, parts, dtype=np.uint64) * np.uint64(2**64 // parts)
+    for part in np.split(order, np.searchsorted(keys[order, 0], edges)):
+        if len(part):
+            yield part
 
 
 def _largest_first(loaded: Sequence[Loaded]) -> tuple[Loaded, ...]:

@@ -11,10 +11,11 @@ import numpy.typing as npt
 from mover.errors import StoreDamagedError
 from mover.store import segment as segments
 from mover.store.backend import Backend
+from mover.store.file_map import pieces
 from mover.store.identity import Identity
 from mover.store.index import IndexView, Loaded
 from mover.store.names import PackName, SegmentName
-from mover.store.segment import I64, MAX_LEVEL, U64, PackEntry
+from mover.store.segment import I64, MAX_LEVEL, U32, U64, PackEntry
 
 # So many segments of one level are left alone; one more, and they become one of the next level.
 MOST = 8
@@ -88,12 +89,14 @@ def _write(backend: Backend, identity: Identity, merging: _Merging, name: Segmen
 
         def write(data: bytes) -> None:
             hasher.update(data)
-            upload.write([data])
+            for piece in pieces([data]):
+                upload.write(piece)
 
         write(segments.HEAD)
         counts, count = merging.write_prefixes(write)
         merging.write_rows(write)
-        fence = np.concatenate([np.zeros(1, np.uint64), np.cumsum(counts)]).astype(np.uint32)
+        fence = np.zeros(len(counts) + 1, np.uint32)
+        np.cumsum(counts, out=fence[1:])
         window = max(1, int(np.max(counts)))
         replaces = [loaded.name for loaded in merging.sources]
         upload.write(
@@ -126,16 +129,16 @@ class _Merging:
         self._slices = 1 << (total // _SLICE).bit_length()
         self._bits = segments.fence_bits(total)
 
-    def write_prefixes(self, write: Callable[[bytes], None]) -> tuple[U64, int]:
+    def write_prefixes(self, write: Callable[[bytes], None]) -> tuple[U32, int]:
         """The first column; how many entries fall between neighbours of the fence, and how many there are."""
-        counts = np.zeros(1 << self._bits, np.uint64)
+        counts = np.zeros(1 << self._bits, np.uint32)
         count = 0
         for prefix, _ in self._entries():
             buckets = (prefix >> np.uint64(64 - self._bits)).astype(np.int64)
             if len(buckets):
                 low = int(buckets[0])
                 found = np.bincount(buckets - low)
-                counts[low : low + len(found)] += found.astype(np.uint64)
+                counts[low : low + len(found)] += found.astype(np.uint32)
             count += len(prefix)
             write(prefix.tobytes())
         return counts, count

@@ -178,10 +178,10 @@ class Prune:
         leases = read_leases(self._backend)
         condemned, _ = read_condemned(self._backend, self._identity)
         reach = self._reach()
-        live = reach.live_bytes()
+        records, live = reach.weigh()
         busy = leases.keys() | condemned.keys()
         interrupted = frozenset(name for packs in condemned.values() for name in packs)
-        plan = _Plan(reach.points, reach.records, len(sizes), live=live)
+        plan = _Plan(reach.points, records, len(sizes), live=live)
         for name, size in sizes.items():
             wasteful = live.get(name, 0) + _PACK_FRAME < self._min_live * size or not live.get(name)
             if name in interrupted or (wasteful and name.wid not in busy):
@@ -249,11 +249,13 @@ class Prune:
         first_seq = 0
         for _ in range(_TRIES):
             reach = self._reach()
-            copier = Copier(self._backend, self._identity, self.wid, self._config.pack_target, first_seq)
+            copier = Copier(
+                self._backend, self._identity, self.wid, self._config.pack_target, self._segments, first_seq
+            )
             try:
                 moving = reach.needed_in(reach.view.condemned | plan.doomed.keys())
                 copier.copy(moving)
-                copier.publish(next(self._segments))
+                copier.finish()
             except ObjectMissingError:
                 first_seq = copier.packs
                 continue
@@ -355,8 +357,8 @@ class Prune:
                 raise
         if reach.lost and not in_trash:
             raise StoreDamagedError(
-                f"{self._backend.location} lacks {len(reach.lost)} records that the restore point {point.id} needs, "
-                f"the first {reach.lost[0].hex()}; nothing is deleted",
+                f"{self._backend.location} lacks {reach.lost} records that the restore point {point.id} needs, "
+                f"the first {reach.first_lost.hex()}; nothing is deleted",
                 "`mover verify` names all points that suffer; remove them, or bring back what is missing from a copy",
             )
 

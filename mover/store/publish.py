@@ -10,11 +10,16 @@ import numpy.typing as npt
 from mover.errors import StoreDamagedError
 from mover.store import segment as segments
 from mover.store.backend import Backend
+from mover.store.file_map import pieces
 from mover.store.identity import Identity
 from mover.store.index import split_ids
 from mover.store.names import SegmentName
 from mover.store.pack_writer import Written
 from mover.store.segment import PackEntry
+
+# After this many new records a segment is published: a run that is killed has not worked for nothing, and what is held
+# in memory until then stays small.
+PUBLISH_RECORDS = 128 << 10
 
 
 def publish_written(backend: Backend, identity: Identity, name: SegmentName, packs: Sequence[Written]) -> list[bytes]:
@@ -30,7 +35,8 @@ def publish(
     keys, rows = columns(tables)
     upload = identity.cipher.sealing(name.key, backend.create(name.key))
     try:
-        upload.write(segments.encode(identity, keys, rows, packs))
+        for piece in pieces(segments.encode(identity, keys, rows, packs)):
+            upload.write(piece)
         if not upload.commit():
             raise StoreDamagedError(f"{name.key} exists already")
     finally:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from mover.store import segment as segments
 from mover.store.identity import ZERO_ID
-from mover.store.index import IndexView, Loaded, split_ids
+from mover.store.index import IndexView, split_ids
+from mover.store.marks import Marks
 from mover.store.names import PackName
 from mover.store.pack import ENTRY_LENGTH
 from mover.store.page import root_level
@@ -19,21 +19,22 @@ from mover.store.record import HEADER_LENGTH
 from mover.store.scrub import Entry
 from mover.store.segment import I64, U64
 
-# Pages read and looked up together: 16384 ids.
-_BATCH = 128
+# Pages read and looked up together: 131,072 ids. The more there are, the less often all of the index comes by.
+_BATCH = 1024
 
 
 class Reach:
     """Marks what points need. Of several places of a record one is marked, in a pack that is not condemned if possible.
 
-    `lost` are the ids of records that points need and no usable pack holds.
+    `lost` is the number of records that points need and no usable pack holds, `first_lost` the id of one.
     """
 
     def __init__(self, view: IndexView, cache: PageCache, chunk_size: int) -> None:
         self.view = view
         self.points = 0
-        self.lost: list[bytes] = []
-        self._marks = [np.zeros(len(loaded.segment), np.bool_) for loaded in view.segments]
+        self.lost = 0
+        self.first_lost = b""
+        self._marks = [Marks(loaded) for loaded in view.segments]
         self._cache = cache
         self._chunk_size = chunk_size
 
@@ -62,53 +63,30 @@ class Reach:
         found = np.zeros(len(keys), np.bool_)
         for number, which, rows in self.view.find(keys):
             found[which] = True
-            marks = self._marks[number]
-            _, once = np.unique(rows, return_index=True)
-            fresh.append(which[once][~marks[rows[once]]])
-            marks[rows] = True
-        self.lost += split_ids(np.ascontiguousarray(keys[~found]).tobytes())
+            fresh.append(which[self._marks[number].add(rows)])
+        missing = np.flatnonzero(~found)
+        if len(missing) and not self.lost:
+            self.first_lost = keys[missing[0]].tobytes()
+        self.lost += len(missing)
         new = np.concatenate(fresh) if fresh else np.empty(0, np.int64)
         return np.ascontiguousarray(keys[np.sort(new)])
 
-    @property
-    def records(self) -> int:
-        """How many records the points need."""
-        return sum(int(marks.sum()) for marks in self._marks)
-
-    def live_bytes(self) -> dict[PackName, int]:
-        """For each pack that the index lists, the bytes of its records that are needed, with what frames each."""
+    def weigh(self) -> tuple[int, dict[PackName, int]]:
+        """How many records are needed, and for each pack of the index the bytes of them, with what frames each."""
+        records = 0
         live: dict[PackName, int] = {}
         for loaded, marks in zip(self.view.segments, self._marks, strict=True):
-            rows = loaded.segment.rows[marks]
-            lengths = rows["length"].astype(np.int64) + HEADER_LENGTH + ENTRY_LENGTH
-            sums = np.bincount(rows["pack"], weights=lengths, minlength=len(loaded.segment.packs))
-            for pack, length in zip(loaded.segment.packs, sums.tolist(), strict=False):
-                live[pack.name] = live.get(pack.name, 0) + int(length)
-        return live
+            counts, lengths = marks.totals()
+            records += int(counts.sum())
+            sums = lengths + counts * (HEADER_LENGTH + ENTRY_LENGTH)
+            for pack, length in zip(loaded.segment.packs, sums.tolist(), strict=True):
+                live[pack.name] = live.get(pack.name, 0) + length
+        return records, live
 
     def needed_in(self, packs: Iterable[PackName]) -> Iterator[tuple[PackName, list[Entry]]]:
         """The marked records of those `packs`, pack by pack."""
         wanted = frozenset(packs)
         for loaded, marks in zip(self.view.segments, self._marks, strict=True):
             chosen = np.array([pack.name in wanted for pack in loaded.segment.packs], np.bool_)
-            if not chosen.any():
-                continue
-            rows = np.flatnonzero(marks)
-            rows = rows[chosen.take(loaded.segment.rows["pack"][rows], mode="clip")]
-            yield from by_pack(loaded, rows)
-
-
-def by_pack(loaded: Loaded, rows: npt.NDArray[np.int64]) -> Iterator[tuple[PackName, list[Entry]]]:
-    """The entries in `rows` of a segment, pack by pack."""
-    packs = loaded.segment.rows["pack"][rows]
-    order = np.argsort(packs, kind="stable")
-    for group in np.split(order, np.flatnonzero(np.diff(packs[order])) + 1):
-        if len(group):
-            yield loaded.segment.packs[int(packs[group[0]])].name, entries_of(loaded, rows[group])
-
-
-def entries_of(loaded: Loaded, rows: npt.NDArray[np.int64]) -> list[Entry]:
-    """What a segment says about the records in `rows`."""
-    ids = split_ids(loaded.segment.ids(rows).tobytes())
-    columns = loaded.segment.rows[["offset", "length", "meta"]][rows].tolist()
-    return [Entry(offset, length, meta, id) for id, (offset, length, meta) in zip(ids, columns, strict=True)]
+            if chosen.any():
+                yield from marks.by_pack(chosen)

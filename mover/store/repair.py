@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 
@@ -24,13 +25,13 @@ from mover.store.identity import Identity
 from mover.store.index import Index, IndexView, Loaded
 from mover.store.lease import read_leases
 from mover.store.lost import LostParts, write_lost
+from mover.store.marks import entries_of
 from mover.store.merge import rewrite
 from mover.store.names import INDEX, PACKS, PackName, SegmentName, parse_pack
 from mover.store.pack import BadPackError
 from mover.store.pages import PageCache
 from mover.store.point import Point
 from mover.store.publish import publish
-from mover.store.reach import entries_of
 from mover.store.record import HEADER_LENGTH, MAX_STORED, BadRecordError
 from mover.store.scrub import Entry, PackReport, Scrub
 from mover.store.segment import PackEntry
@@ -82,7 +83,7 @@ class Repair:
     wid: bytes
     deep: bool
     progress: Progress
-    _next_segment: int = 0
+    _segments: Iterator[int] = field(default_factory=count)
     _listed: int = 0
     _bad: set[bytes] = field(default_factory=set)
 
@@ -161,11 +162,7 @@ class Repair:
             self._put_segment(packs, tables)
 
     def _put_segment(self, packs: Sequence[PackEntry], tables: Sequence[bytes]) -> None:
-        publish(self.backend, self.identity, SegmentName(0, self.wid, self._number()), packs, tables)
-
-    def _number(self) -> int:
-        self._next_segment += 1
-        return self._next_segment - 1
+        publish(self.backend, self.identity, SegmentName(0, self.wid, next(self._segments)), packs, tables)
 
     # -- damaged packs -------------------------------------------------------------------------------------------------
 
@@ -173,7 +170,7 @@ class Repair:
         """Copy the good records of damaged packs into new ones; how many."""
         if not spoilt:
             return 0
-        copier = Copier(self.backend, self.identity, self.wid, self.config.pack_target, 0)
+        copier = Copier(self.backend, self.identity, self.wid, self.config.pack_target, self._segments)
         try:
             for done, report in enumerate(spoilt):
                 self.progress("saving records", done, len(spoilt))
@@ -182,7 +179,7 @@ class Repair:
                     copier.copy([(report.name, [entry for entry in entries if entry.id not in report.bad])])
                 except ObjectMissingError:
                     continue
-            copier.publish(self._number())
+            copier.finish()
             return copier.copied
         finally:
             copier.close()
@@ -227,7 +224,7 @@ class Repair:
             view = self.index.reload()
             listing = [one for one in view.segments if any(entry.name in gone for entry in one.segment.packs)]
             if listing:
-                rewrite(self.backend, self.identity, listing, gone.__contains__, self.wid, self._number())
+                rewrite(self.backend, self.identity, listing, gone.__contains__, self.wid, next(self._segments))
                 for loaded in listing:
                     self.backend.delete(loaded.name.key)
         for name in sorted(gone):

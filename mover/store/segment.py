@@ -104,10 +104,15 @@ class Segment:
 
     def ids(self, rows: I64) -> npt.NDArray[np.uint8]:
         """The ids in these rows, 32 bytes each."""
-        keys = np.empty((len(rows), 4), "<u8")
-        keys[:, 0] = self.prefix[rows]
-        keys[:, 1:] = self.rows["rest"][rows]
-        return keys.view(np.uint8)
+        return join_ids(self.prefix[rows], self.rows[rows])
+
+
+def join_ids(prefix: U64, fields: npt.NDArray[np.void]) -> npt.NDArray[np.uint8]:
+    """The ids whose first eight bytes and rows these are, 32 bytes each."""
+    keys = np.empty((len(prefix), 4), "<u8")
+    keys[:, 0] = prefix
+    keys[:, 1:] = fields["rest"]
+    return keys.view(np.uint8)
 
 
 def keys_of(ids: bytes) -> U64:
@@ -230,5 +235,5 @@ def columns_intact(identity: Identity, data: memoryview) -> bool:
 
 def release_pages(data: memoryview, start: int = 0) -> None:
     """Let go of the mapped pages from byte `start` on. They stay in the page cache; touching them faults them in."""
-    if isinstance(data.obj, mmap.mmap) and len(data) > _PIECE:
+    if isinstance(data.obj, mmap.mmap):
         data.obj.madvise(mmap.MADV_DONTNEED, -(-start // mmap.PAGESIZE) * mmap.PAGESIZE)

@@ -8,18 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from mover.errors import StoreDamagedError
 from mover.store import segment as segments
 from mover.store.backend import Backend
 from mover.store.identity import ZERO_ID, Identity
 from mover.store.index import IndexView, split_ids
+from mover.store.marks import Marks, by_pack, entries_of
 from mover.store.names import PACKS, PackName, parse_pack
 from mover.store.page import root_level
 from mover.store.pages import PageCache, count_chunks
 from mover.store.point import Point
-from mover.store.reach import by_pack, entries_of
 from mover.store.scrub import Entry, PackReport, Scrub
 
 # Of damage of one kind, this many pieces are told apart; who has more does not read on.
@@ -62,14 +61,14 @@ class Verification:
     progress: Callable[[int, int], None] | None
     limit: float | None = None
     included: list[Point] = field(default_factory=list)
-    _marks: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    _marks: list[Marks] = field(default_factory=list)
     _lost: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     _vanished: set[bytes] = field(default_factory=set)
     _done: int = 0
 
     def run(self, wanted: Sequence[Point], all_points: Sequence[Point], *, everything: bool) -> Iterator[Damage]:
         """Check what `wanted` needs, or `everything`, and yield what is damaged, with those of `all_points` it hits."""
-        self._marks = [np.zeros(len(loaded.segment), np.bool_) for loaded in self.view.segments]
+        self._marks = [Marks(loaded) for loaded in self.view.segments]
         if everything:
             yield from self._index_damage()
         enough = None if self.limit is None else self.limit * sum(self._expected().values())
@@ -166,9 +165,7 @@ class Verification:
         found = np.zeros(len(ids), np.bool_)
         for number, which, rows in self.view.find(segments.keys_of(b"".join(ids))):
             found[which] = True
-            marks = self._marks[number]
-            fresh += [ids[at] for at in which[~marks[rows]].tolist()]
-            marks[rows] = True
+            fresh += [ids[at] for at in which[self._marks[number].add(rows)].tolist()]
         for at in np.flatnonzero(~found).tolist():
             self._lost[ids[at]] = self._why(ids[at])
         return fresh
@@ -220,15 +217,11 @@ class Verification:
         return found
 
     def _marked(self) -> Iterator[tuple[PackName, list[Entry]]]:
-        for loaded, marks in zip(self.view.segments, self._marks, strict=True):
-            rows = np.flatnonzero(marks)
-            yield from by_pack(loaded, rows)
+        for marks in self._marks:
+            yield from marks.by_pack()
 
     def _marked_bytes(self) -> int:
-        return sum(
-            int(loaded.segment.rows["length"][marks].sum(dtype=np.int64))
-            for loaded, marks in zip(self.view.segments, self._marks, strict=True)
-        )
+        return sum(int(marks.totals()[1].sum()) for marks in self._marks)
 
 
 class _Suffering:

@@ -22,15 +22,12 @@ from mover.store.pack_writer import PackWriter, Written
 from mover.store.pages import GuardedPages, PageCache
 from mover.store.partial import PartialRun
 from mover.store.point import PointRecord
-from mover.store.publish import publish_written
+from mover.store.publish import PUBLISH_RECORDS, publish_written
 from mover.store.record import BLOB, CHUNK, MAX_RAW, PAGE, Record
 from mover.store.records import Records
 from mover.store.seal import Compressors, Make, Sealed, Sealer
 from mover.store.stamps import COMMITTED, put_stamp
 from mover.store.tree import Begun, Tree
-
-# After this many new records an index segment is published, so that a run that is killed has not worked for nothing.
-_PUBLISH_RECORDS = 128 << 10
 
 
 class Writer:
@@ -250,7 +247,7 @@ class Writer:
             self._unpublished.append(written)
             waiting = sum(len(one.entries) for one in self._unpublished) // pack.ENTRY_LENGTH
         self._lease.renew_if_due()
-        if waiting >= _PUBLISH_RECORDS:
+        if waiting >= PUBLISH_RECORDS:
             self._publish()
 
     def _publish(self) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from mover.errors import FencedError, StoreDamagedError
-from mover.store import Patience, PruneReport, Store
+from mover.errors import FencedError, StoreDamagedError, StoreIoError
+from mover.store import Patience, PruneReport, Store, copying
+from mover.store.backend import Backend
 from mover.store.directory import DirectoryBackend
-from mover.store.names import PointName, new_writer_id
+from mover.store.identity import Identity
+from mover.store.names import PointName, SegmentName, new_writer_id
+from mover.store.pack_writer import Written
 from mover.store.point import FENCE
+from mover.store.publish import publish_written
 from tests.format_reader import Reader
 from tests.power_cut import CutDisk, Op, RecordingOps
 from tests.store_backends import Place, place, weed
@@ -86,6 +91,44 @@ def test_tiny_records_are_not_copied_for_ever(place: Place) -> None:
     back_up(store, disk)
     assert store.prune(min_live=1.0).deleted == 0
     assert restore(store, "latest") == disk
+
+
+def test_what_is_copied_is_listed_some_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits to be listed is held in memory, so it must not be everything."""
+    monkeypatch.setattr(copying, "PUBLISH_RECORDS", 2)
+    listed: list[int] = []
+    left = [2]
+
+    def list_some(backend: Backend, identity: Identity, name: SegmentName, packs: Sequence[Written]) -> list[bytes]:
+        if not left[0]:
+            raise StoreIoError("the network is gone")
+        left[0] -= 1
+        listed.append(len(packs))
+        return publish_written(backend, identity, name, packs)
+
+    place.create()
+    store = small_packs(place.open(), 2 * CHUNK)
+    disks = [b"".join(noise(number) for number in range(first, first + 24)) for first in (0, 100)]
+    mixed = b"".join(
+        part for at in range(24) for part in (disks[0][at * CHUNK :][:CHUNK], disks[1][at * CHUNK :][:CHUNK])
+    )
+    back_up(store, mixed, 1)
+    back_up(store, disks[0], 2)
+    forget(store, store.points()[0].id)
+    before = packs(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(copying, "publish_written", list_some)
+        with pytest.raises(StoreIoError):
+            store.prune()
+        assert sum(listed) >= 2, "before it ended, some had been listed"
+        assert restore(place.open(), "latest") == disks[0]
+        left[0] = 1000
+        did = small_packs(place.open(), 2 * CHUNK).prune()
+    assert len(listed) > 4 and max(listed) <= 4
+    assert did.freed > did.copied
+    assert packs(place) < 0.6 * before, "what the one that failed had copied is not there twice"
+    assert restore(place.open(), "latest") == disks[0]
+    assert list(place.open().verify(deep=True)) == []
 
 
 def test_what_is_never_forgotten(place: Place) -> None:

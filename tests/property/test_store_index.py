@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest
 
-from mover.store import Store, pack, point, record, segment
+from mover.store import Store, index, pack, point, record, segment
 from mover.store.identity import Identity
+from mover.store.index import IndexView, Loaded
 from mover.store.names import (
     DATA,
     META,
@@ -220,3 +222,30 @@ def test_objects_of_others_are_in_nobodys_way(tmp_path: Path) -> None:
     assert back_up(Store.open(tmp_path), noise("b"), 1)
     Store.open(tmp_path).prune()
     assert Store.open(tmp_path).repair().helpless == ()
+
+
+@given(st.lists(IDS, max_size=30), st.integers(0, 2**32))
+@settings(max_examples=20)
+def test_many_ids_are_looked_up_in_parts(bunched: list[bytes], seed: int) -> None:
+    rng = random.Random(seed)
+    ids = sorted({*bunched, *(rng.randbytes(32) for _ in range(300))})
+    held = [id for id in ids if rng.random() < 0.8]
+    here = [[id for id in held if rng.random() < 0.6] for _ in range(2)]
+    loaded = []
+    for number, listed in enumerate(here):
+        data = memoryview(make(listed))
+        loaded.append(Loaded(SegmentName(0, b"s" * 16, number), segment.parse(IDENTITY, data), data, None))
+    # A prune is about to delete the first pack of the first segment.
+    loaded[0] = replace(loaded[0], kept=np.array([False, True, True]))
+    view = IndexView(tuple(loaded), condemned=frozenset({PACKS[0].name}))
+    asked = [*ids, *rng.choices(ids, k=50)]
+    rng.shuffle(asked)
+    small = [asked[first : first + 60] for first in range(0, len(asked), 60)]
+    one_by_one = ([known for some in small for known in view.contains(some)], [view.locate(some) for some in small])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "_TOGETHER", 1)
+        assert view._parts(len(asked)) > 1
+        assert view.contains(asked) == one_by_one[0]
+        assert view.locate(asked) == [place for places in one_by_one[1] for place in places]
+    kept = {id for at, id in enumerate(here[0]) if at % len(PACKS)} | set(here[1])
+    assert one_by_one[0] == [id in kept for id in asked]
