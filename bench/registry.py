@@ -29,6 +29,7 @@ _GROUPS = (
     "start",
     "encrypted",
     "prune",
+    "index",
 )
 
 

@@ -13,6 +13,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from typing import Protocol
 from xxhash import xxh3_64
 
 from mover.errors import StoreIoError
-from mover.store.file_map import map_file
+from mover.store.file_map import map_file, pieces
+from mover.store.file_ops import FileOps
 
 _DAY = 86400.0
 _UNUSED = 7 * _DAY
-_PIECE = 8 << 20
+_PIECE = 4 << 20
 _COPY = re.compile(r"[a-z0-9._+-]+@([0-9a-f]{16})")
 _OURS = re.compile(rf"{_COPY.pattern}|[0-9a-f]{{16}}\.partial")
 
@@ -87,11 +89,11 @@ class LocalCopies:
         unfinished = self.folder / f"{secrets.token_hex(8)}.partial"
         hasher = xxh3_64()
         try:
-            with open(unfinished, "xb") as file:
-                for piece in self._pieces(key):
+            with open(unfinished, "xb", buffering=0) as file:
+                for piece in _ahead(self._pieces(key)):
                     hasher.update(piece)
-                    file.write(piece)
-                file.flush()
+                    for part in pieces([piece]):
+                        FileOps().write(file.fileno(), part)
                 os.fsync(file.fileno())
             path = self.folder / f"{_name(key)}@{hasher.hexdigest()}"
             unfinished.rename(path)
@@ -123,6 +125,15 @@ class LocalCopies:
                 f"cannot keep a copy of the index in {self.folder}: {error.strerror}",
                 "make room there, or set XDG_CACHE_HOME to a folder of this user",
             ) from error
+
+
+def _ahead(items: Iterator[bytes | bytearray]) -> Iterator[bytes | bytearray]:
+    """The next one is fetched, and decrypted, while the last one is written."""
+    with ThreadPoolExecutor(1, "mover-copy") as fetching:
+        following = fetching.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = fetching.submit(next, items, None)
+            yield item
 
 
 def _name(key: str) -> str:
