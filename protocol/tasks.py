@@ -55,6 +55,25 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
+async def interruptible(
+    executor: Executor, interrupt: Callable[[], None], work: Callable[[*_Arguments], _Result], *arguments: *_Arguments
+) -> _Result:
+    """Do blocking work in a worker thread that may wait for somebody else.
+
+    Who is cancelled calls `interrupt`, which has to make the thread end soon, and waits for that.
+    """
+    future = asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        interrupt()
+        if not future.done():
+            await asyncio.wait([future])
+        if not future.cancelled():
+            future.exception()  # nobody else asks for it, and asyncio would complain about that
+        raise
+
+
 async def in_thread(executor: Executor, work: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
     """Do blocking work in a worker thread.
 

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from protocol.arena import Arena
+from protocol.errors import NbdError
 from protocol.extent import Extent
-from protocol.nbd import Block, Budget, Endpoint
+from protocol.nbd import Block, Budget, Connection, Endpoint, Timeouts, connect
+from protocol.nbd.connection import Service
 from protocol.secret import Secret
+from protocol.tasks import interruptible
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -114,13 +119,12 @@ class Sink:
         self.taken: list[Extent] = []
         self.wrong: list[Extent] = []
 
-    async def take(self, block: Block) -> None:
+    def take(self, block: Block) -> None:
         for extent in block.wanted:
             start = extent.offset - block.offset
             if block.view[start : start + extent.length].tobytes() != self._content(extent.offset, extent.length):
                 self.wrong.append(extent)
             self.taken.append(extent)
-        await asyncio.sleep(0)
 
     def check(self, wanted: Sequence[Extent]) -> None:
         """Every wanted byte came exactly once, and was right."""
@@ -161,3 +165,29 @@ def _descriptors() -> set[str]:
 
 def budget(folder: Path, limit: int = 12) -> Budget:
     return Budget(limit, folder / "mover-nbd")
+
+
+@dataclass(frozen=True)
+class Client:
+    """A connection and the thread that reads through it."""
+
+    connection: Connection
+    thread: ThreadPoolExecutor
+
+    async def read(self, view: memoryview, offset: int) -> Service:
+        """Fill `view`; what `wait` returns. Whoever is cancelled aborts the connection."""
+
+        def interrupt() -> None:
+            self.connection.abort(NbdError(self.connection.endpoint.server, "cancelled"))
+
+        return await interruptible(
+            self.thread, interrupt, lambda: self.connection.wait(self.connection.submit(view, offset))
+        )
+
+
+@asynccontextmanager
+async def connected(endpoint: Endpoint, timeouts: Timeouts | None = None) -> AsyncIterator[Client]:
+    """A connection of our own client."""
+    patience = timeouts or Timeouts(connect=5, handshake=5, request=5)
+    with ThreadPoolExecutor(1, "nbd-test") as thread, await connect(endpoint, patience, thread) as connection:
+        yield Client(connection, thread)

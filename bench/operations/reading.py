@@ -20,7 +20,7 @@ async def read(
 ) -> Facts:
     """Read extents (all: None) to nowhere."""
 
-    async def drop(block: Block) -> None:
+    def drop(block: Block) -> None:
         pass
 
     async with reader_of(place, connections) as reader:
@@ -43,7 +43,7 @@ async def read_and_compare(
     seen = 0
     with mapped(Path(image)) as expected:
 
-        async def compare(block: Block) -> None:
+        def compare(block: Block) -> None:
             nonlocal seen
             for extent in block.wanted:
                 start = extent.offset - block.offset

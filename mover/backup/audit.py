@@ -13,11 +13,10 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from mover.backup.session import Session
-from mover.source import Source
+from mover.source import Source, Take
 from mover.store import PointDisk
 from mover.units import format_size
 from protocol.extent import Extent, complement, merge
-from protocol.tasks import in_thread
 
 UNTRUE = "CBT called parts unchanged that have changed, so all of it is read"
 
@@ -52,14 +51,13 @@ async def audit(
     disk = session.store.disk(base.root, base.size)
     missed: list[Extent] = []
 
-    async def compare(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
+    def compare(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
         for extent in wanted:
-            part = view[extent.offset - offset : extent.end - offset]
-            missed.extend(await in_thread(session.executor, disk.differing, extent.offset, part))
+            missed.extend(disk.differing(extent.offset, view[extent.offset - offset : extent.end - offset]))
 
     if not sample:
         return Audit(0, [], 0)
-    read = await source.deliver(merge(sample), session.arena, compare)
+    read = await source.deliver(merge(sample), session.arena, Take(session.executor, compare))
     return Audit(len(sample), merge(missed), read)
 
 

@@ -19,6 +19,7 @@ import msgspec
 from mover.errors import StoreDamagedError
 from mover.events import DiskFinished, DiskPlanned, DiskProgress, Emit, Outcome, VmFinished, VmStarted
 from mover.pipeline.intake import Counts, Intake
+from mover.source import Take
 from mover.source.stored import StoredSource
 from mover.store import CopiedFrom, Point, PointDisk, PointRecord, Store, Writer
 from protocol.arena import Arena
@@ -230,15 +231,15 @@ async def _copy_disk(work: _Copy, point: Point, disk: PointDisk, base: _Base | N
     )
     intake = Intake(work.writer, tree, extents, disk.size, work.target.chunk_size, work.executor, report)
 
-    async def take(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
+    def take(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
         try:
             with _to(work.target):
-                await intake.take(offset, view, wanted)
+                intake.take.here(offset, view, wanted)
         except StoreDamagedError as error:
             raise _TargetDamaged(error) from error
 
     with _from(work.source):
-        read = await StoredSource(reader, work.executor).deliver(extents, work.arena, take)
+        read = await StoredSource(reader, work.executor).deliver(extents, work.arena, Take(work.executor, take))
     with _to(work.target):
         root = await in_thread(work.executor, intake.finish)
     counts = intake.counts

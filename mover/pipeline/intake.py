@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from mover.pipeline.low_water import LowWater
+from mover.pipeline.take import Take
 from mover.store import Tree, Writer
 from protocol.extent import Extent
 from protocol.tasks import in_thread
@@ -26,8 +28,9 @@ class Counts:
 
 
 class Intake:
-    """Takes the blocks of one disk, in any order, from several tasks at once.
+    """Takes the blocks of one disk, in any order, from several threads at once: give them to `take`.
 
+    Of each block the wanted parts are sealed. `take` raises what the store raises (`StoreFullError` and the like).
     `expected` are the extents that will come, aligned to chunks (the last one may end at the disk's size). `progress`
     is called at most every `interval` seconds, on the event loop.
     """
@@ -44,6 +47,7 @@ class Intake:
         interval: float = 0.2,
     ) -> None:
         self.counts = Counts()
+        self.take = Take(executor, self._seal)
         self._writer = writer
         self._tree = tree
         self._low_water = LowWater(expected, size)
@@ -53,20 +57,13 @@ class Intake:
         self._interval = interval
         self._reported = 0.0
         self._lock = Lock()
-
-    async def take(self, offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
-        """Seal the `wanted` parts of `view`, which holds the disk's bytes from `offset` on.
-
-        Returns when the view may be reused. Raises what the store raises (`StoreFullError` and the like).
-        """
-        await in_thread(self._executor, self._seal, offset, view, wanted)
-        self._tell()
+        self._loop = asyncio.get_running_loop()
 
     def _tell(self) -> None:
         now = time.monotonic()
         if now - self._reported >= self._interval:
             self._reported = now
-            self._progress(self.counts)
+            self._loop.call_soon_threadsafe(self._progress, self.counts)
 
     def _seal(self, offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
         for extent in wanted:
@@ -82,11 +79,11 @@ class Intake:
                 counts.stored += sealed.stored
                 self._low_water.delivered(extent)
                 self._tree.advance(self._low_water.mark // self._chunk_size)
+        self._tell()
 
     async def skip(self, extent: Extent) -> None:
         """Nothing but zeros is in `extent`, and no base has anything there: it is delivered without being read."""
         await in_thread(self._executor, self._skip, extent)
-        self._tell()
 
     def _skip(self, extent: Extent) -> None:
         with self._lock:
@@ -94,6 +91,7 @@ class Intake:
             self.counts.zero += extent.length
             self._low_water.delivered(extent)
             self._tree.advance(self._low_water.mark // self._chunk_size)
+        self._tell()
 
     def finish(self) -> bytes:
         """Write what is left of the tree and return its root id. Blocking: call it in a worker thread.

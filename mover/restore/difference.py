@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
 from mover.pipeline.pace import Pace
-from mover.source import Source
+from mover.source import Source, Take
 from mover.source.nbd import NbdSource
 from mover.source.raw import RawSource
 from mover.store import DiskReader
@@ -15,7 +15,6 @@ from protocol.arena import Arena
 from protocol.errors import XapiError
 from protocol.extent import Extent, merge
 from protocol.nbd import Budget, Endpoint, open_reader
-from protocol.tasks import in_thread
 from protocol.xapi import Pool, Transfers, nbd_endpoints
 
 _CONNECTIONS = 4
@@ -31,15 +30,15 @@ async def differences(
     """
     found: list[Extent] = []
 
-    async def compare(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
+    def compare(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
         for extent in wanted:
             length = min(extent.end, disk.size) - extent.offset
             if length > 0:
                 at = extent.offset - offset
-                found.extend(await in_thread(executor, disk.differing, extent.offset, view[at : at + length]))
+                found.extend(disk.differing(extent.offset, view[at : at + length]))
 
     async with _source(pool, transfers, vdi, size) as (source, whole):
-        await source.deliver(whole, arena, compare)
+        await source.deliver(whole, arena, Take(executor, compare))
     return merge(found)
 
 

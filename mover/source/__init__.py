@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
+from mover.pipeline.take import Take
 from protocol.arena import Arena
 from protocol.extent import Extent
 
-# Called with the disk offset of a view, the view, and the extents in it that were asked for. The view may be reused
-# once the call returns. Sources call it from several tasks at once.
-Take = Callable[[int, memoryview, Sequence[Extent]], Awaitable[None]]
+__all__ = ["Source", "Take"]
 
 
 class Source(Protocol):

@@ -22,9 +22,10 @@ class NbdSource:
     async def deliver(self, extents: Sequence[Extent], arena: Arena, take: Take) -> int:
         """See `mover.source.Source`."""
 
-        async def take_block(block: Block) -> None:
-            await self._pace.spend(len(block.view))
-            await take(block.offset, block.view, block.wanted)
+        def take_block(block: Block) -> None:
+            take.here(block.offset, block.view, block.wanted)
 
-        stats = await self._reader.read(extents, arena, take_block, merge_gaps=self._merge_gaps)
+        stats = await self._reader.read(
+            extents, arena, take_block, merge_gaps=self._merge_gaps, pace=self._pace.reserve
+        )
         return stats.bytes_read

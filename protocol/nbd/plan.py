@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Sequence
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,7 @@ class Observed:
         self.bandwidth = self.ASSUMED_BANDWIDTH
         self._samples: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
         self._count = 0
+        self._lock = Lock()
 
     @property
     def known(self) -> bool:
@@ -70,12 +72,19 @@ class Observed:
         """How long (seconds) a request of `length` bytes should take."""
         return self.latency + length / self.bandwidth
 
-    def add(self, length: int, seconds: float) -> None:
-        """Record a completed request: its service time, that is, without the time it waited for those before it."""
-        self._samples.append((length, seconds))
-        self._count += 1
-        if self._count <= 2 * self._REFIT_EVERY or self._count % self._REFIT_EVERY == 0:
-            self._fit()
+    def add(self, length: int, seconds: float, *, exact: bool = True) -> None:
+        """Record a completed request: its service time, that is, without the time it waited for those before it.
+
+        One that is not `exact` took no longer than that, which says something only if it is less than expected. Any
+        thread may call.
+        """
+        with self._lock:
+            if not exact and self.known and seconds >= self.expected(length):
+                return
+            self._samples.append((length, seconds))
+            self._count += 1
+            if self._count <= 2 * self._REFIT_EVERY or self._count % self._REFIT_EVERY == 0:
+                self._fit()
 
     def _fit(self) -> None:
         lengths, seconds = np.array(self._samples, dtype=np.float64).T

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 from protocol.errors import NbdConnectError
+from protocol.nbd.connection import dial
 from protocol.nbd.endpoint import Endpoint
-from protocol.nbd.tls import Relay
+from protocol.nbd.tls import secure
+from protocol.nbd.wire import WireLostError
+from protocol.tasks import interruptible
 
 _GREETING = b"NBDMAGICIHAVEOPT"
 _GREETING_LENGTH = len(_GREETING) + 2
@@ -28,7 +34,7 @@ async def probe(endpoint: Endpoint, timeout: float = 10.0) -> None:
             if endpoint.certificate is None:
                 await _plain(endpoint)
             else:
-                await _secure(endpoint, endpoint.certificate)
+                await _secure(endpoint, endpoint.certificate, timeout)
     except TimeoutError:
         raise NbdConnectError(endpoint.server, f"no answer in {timeout:g} s") from None
     except OSError as error:
@@ -49,17 +55,18 @@ async def _plain(endpoint: Endpoint) -> None:
         writer.close()
 
 
-async def _secure(endpoint: Endpoint, certificate: str) -> None:
-    family = socket.AF_INET6 if ":" in endpoint.address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    try:
-        await asyncio.get_running_loop().sock_connect(sock, (endpoint.address, endpoint.port))
-    except BaseException:
-        sock.close()
-        raise
-    relay = Relay(sock, certificate, endpoint.server)
-    try:
-        await relay.secured()
-    finally:
-        relay.close()
+async def _secure(endpoint: Endpoint, certificate: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    with await dial(endpoint, timeout) as sock, sock.dup() as cut, ThreadPoolExecutor(1, "nbd-probe") as executor:
+
+        def interrupt() -> None:
+            with contextlib.suppress(OSError):  # not connected any more
+                cut.shutdown(socket.SHUT_RDWR)
+
+        def knock() -> None:
+            secure(sock, certificate, endpoint.server, deadline).close()
+
+        try:
+            await interruptible(executor, interrupt, knock)
+        except WireLostError as error:
+            raise NbdConnectError(endpoint.server, str(error)) from None

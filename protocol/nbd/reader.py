@@ -1,28 +1,47 @@
 """Reads extents of one disk over several NBD connections.
 
-Pull, not push: every connection has a few carriers, all in one `TaskGroup`; each takes a slot of the arena, the next
-request from the shared plan, reads it, hands it over, and comes back. A slow connection takes fewer requests, a dead
-one gives back what it had and is opened anew, a stalled one is overtaken at the end.
+Pull, not push: every connection is a lane, a task that keeps it open and a thread that carries. The thread takes a slot
+of the arena and the next request from the shared plan, waits for the answer, deals with the block, and comes back: what
+was received is hashed and compressed where it is, and no block waits for the event loop. A slow connection takes fewer
+requests, a dead one gives back what it had and is opened anew, a stalled one is overtaken at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from protocol.arena import Arena
-from protocol.errors import NbdCertificateError, NbdConnectError, NbdError, NbdNowhereError, ProtocolError
+from protocol.errors import (
+    NbdCertificateError,
+    NbdConnectError,
+    NbdError,
+    NbdNowhereError,
+    NbdRequestError,
+    ProtocolError,
+)
 from protocol.extent import Extent
 from protocol.nbd.budget import Budget, Lease
-from protocol.nbd.connection import Connection, connect
+from protocol.nbd.connection import Connection, Read, connect
 from protocol.nbd.endpoint import Endpoint, Timeouts
 from protocol.nbd.plan import Observed, Planner
 from protocol.nbd.terms import Block, Patience, ReadStats, Retry
-from protocol.nbd.work import Work
+from protocol.nbd.work import Flight, Work
+from protocol.tasks import interruptible, task_group
 
 Locate = Callable[[], Awaitable[Sequence[Endpoint]]]
+# Deals with a block, in a thread of its lane; the view may be reused when it returns.
+Take = Callable[[Block], None]
+# How many seconds to wait before a block of so many bytes may be dealt with.
+Pace = Callable[[int], float]
+
+_Result = TypeVar("_Result")
+_Arguments = TypeVarTuple("_Arguments")
 
 
 @dataclass(slots=True)
@@ -93,20 +112,23 @@ class NbdReader:
         self._observed = observed
         self._on_retry = on_retry
         self._attaching = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(connections, "nbd")
 
     async def read(
         self,
         extents: Sequence[Extent],
         arena: Arena,
-        take: Callable[[Block], Awaitable[None]],
+        take: Take,
         *,
         merge_gaps: bool = True,
+        pace: Pace = lambda size: 0.0,
     ) -> ReadStats:
         """Read `extents` (sorted, not overlapping, within `size`) and call `take` with each block, in any order.
 
-        Every wanted byte is given to `take` exactly once. `take` is called by several tasks at once; the view may be
+        Every wanted byte is given to `take` exactly once. `take` is called in several threads at once; the view may be
         reused when it returns. If it raises, the read ends with that error. Requests are as long as a slot of `arena`
-        at most; with `merge_gaps` short gaps between extents are read along where that is faster.
+        at most; with `merge_gaps` short gaps between extents are read along where that is faster. `pace` holds a lane
+        back.
 
         Raises `NbdConnectError` when no connection is left, `NbdRequestError` when the server refuses a read again
         and again, `NbdCertificateError` when a server shows another certificate than expected.
@@ -114,7 +136,7 @@ class NbdReader:
         if extents and extents[-1].end > self.size:
             raise ValueError(f"the disk has {self.size} bytes, and byte {extents[-1].end} was asked for")
         planner = Planner(extents, self.size, limit=_power_of_two(arena.slot_size), merge=merge_gaps)
-        return await _Run(self, planner, arena, take).run()
+        return await _Run(self, planner, arena, take, pace).run()
 
     async def open_first(self) -> None:
         """Open the connection that tells the disk's size, trying as often as allowed."""
@@ -136,7 +158,7 @@ class NbdReader:
         endpoint = self._directory.choose(busy)
         lease = await self._budget.acquire(endpoint.host, self._timeouts.slot, first=not busy)
         try:
-            connection = await connect(endpoint, self._timeouts)
+            connection = await connect(endpoint, self._timeouts, self._threads)
             if self.size and connection.size != self.size:
                 connection.close()
                 raise NbdConnectError(endpoint.server, f"the export has {connection.size} bytes instead of {self.size}")
@@ -173,32 +195,28 @@ class NbdReader:
         """Close all connections."""
         for seat in self._seats:
             seat.clear()
+        self._threads.shutdown()
 
 
-@dataclass(slots=True)
-class _Crew:
-    """The carriers of one connection."""
+class _Carried(NamedTuple):
+    """A request on its way into a slot."""
 
-    lane: int
-    seat: _Seat
-    connection: Connection
-    observed: Observed
-    size: int = 0
-    lost: NbdError | None = None
+    flight: Flight
+    slot: memoryview
+    read: Read
 
 
 class _Run:
     """One call of `NbdReader.read`."""
 
-    def __init__(
-        self, reader: NbdReader, planner: Planner, arena: Arena, take: Callable[[Block], Awaitable[None]]
-    ) -> None:
+    def __init__(self, reader: NbdReader, planner: Planner, arena: Arena, take: Take, pace: Pace) -> None:
         self._reader = reader
         self._arena = arena
         self._take = take
-        self._bytes_read = 0
-        self._requests = 0
+        self._pace = pace
+        self._loop = asyncio.get_running_loop()
         self._connecting: set[asyncio.Task[object]] = set()
+        self._asking: dict[int, Future[memoryview]] = {}
         self._given_up = 0
         patience = reader._patience
         self._work = Work(
@@ -210,28 +228,28 @@ class _Run:
         )
 
     async def run(self) -> ReadStats:
-        if not self._work.complete:
-            try:
-                async with asyncio.TaskGroup() as lanes:
-                    for lane, seat in enumerate(self._reader._seats):
-                        seat.failures = 0
-                        lanes.create_task(self._lane(lane, seat))
-            except BaseExceptionGroup as group:
-                error = _first(group)
-                raise error from error.__cause__
-        return ReadStats(self._bytes_read, self._requests, self._work.retried, self._work.hedged)
+        work = self._work
+        if not work.complete:
+            async with task_group() as lanes:
+                for lane, seat in enumerate(self._reader._seats):
+                    seat.failures = 0
+                    lanes.create_task(self._lane(lane, seat))
+        return ReadStats(work.bytes_read, work.requests, work.retried, work.hedged)
 
     def _finished(self) -> None:
         """All bytes are here: nobody needs another connection, nor an answer that was overtaken."""
-        for task in self._connecting:
-            task.cancel()
+        self._loop.call_soon_threadsafe(self._dispense)
         for seat in self._reader._seats:
             if seat.connection is not None and seat.connection.in_flight:
                 seat.connection.abort(NbdError(seat.connection.endpoint.server, "overtaken by another connection"))
 
+    def _dispense(self) -> None:
+        for task in self._connecting:
+            task.cancel()
+
     async def _lane(self, lane: int, seat: _Seat) -> None:
         """Keep one connection open and at work, until all is done or its tries are used up."""
-        while await self._work.available(lane):
+        while await self._in_thread(lane, seat, self._work.wait, lane):
             try:
                 with self._dispensable():
                     await self._connect(lane, seat)
@@ -239,7 +257,7 @@ class _Run:
             except NbdError as error:
                 failure = error
             if connection := seat.live():
-                failure = await self._carry_all(lane, seat, connection)
+                failure = await self._in_thread(lane, seat, self._carry, lane, seat, connection)
                 if failure is not None:
                     self._reader._directory.note(connection.endpoint, failed=True)
             if failure is not None and not self._work.complete:
@@ -250,6 +268,20 @@ class _Run:
                     self._give_up(error)
                     return
 
+    async def _in_thread(
+        self, lane: int, seat: _Seat, work: Callable[[*_Arguments], _Result], *arguments: *_Arguments
+    ) -> _Result:
+        """Let the lane's thread work. If the lane is cancelled, it stops waiting for whatever it waits for."""
+
+        def interrupt() -> None:
+            self._work.stop()
+            if seat.connection is not None:
+                seat.connection.abort(NbdError(seat.connection.endpoint.server, "closed because a read was cancelled"))
+            if asking := self._asking.get(lane):
+                asking.cancel()
+
+        return await interruptible(self._reader._threads, interrupt, work, *arguments)
+
     async def _connect(self, lane: int, seat: _Seat) -> None:
         """Open the seat's connection, one seat after the other, unless there is nothing left for it by then."""
         if seat.live() is None:
@@ -257,48 +289,86 @@ class _Run:
                 if self._work.waiting(lane):
                     await self._reader._open(seat)
 
-    async def _carry_all(self, lane: int, seat: _Seat, connection: Connection) -> NbdError | None:
-        """Run the carriers of one connection. Returns what ended the connection, if something did.
+    def _carry(self, lane: int, seat: _Seat, connection: Connection) -> NbdError | None:
+        """In the lane's thread: read and deliver one request after the other. Returns what ended the connection.
 
-        A second carrier keeps the server busy while the first one's block is being dealt with. It starts with the first
-        answer: until then the plan knows too little of the host to make good requests.
+        A second request keeps the server busy while the first one's block is being dealt with. It is sent after the
+        first answer: until then the plan knows too little of the host to make good requests.
         """
         observed = self._reader._observed.setdefault(connection.endpoint.host, Observed())
-        crew = _Crew(lane, seat, connection, observed)
-        async with asyncio.TaskGroup() as carriers:
+        on_the_way: deque[_Carried] = deque()
+        depth = self._reader._depth if observed.known else 1
+        try:
+            while not connection.closed:
+                while len(on_the_way) < depth and (carried := self._ask(lane, connection, observed, bool(on_the_way))):
+                    on_the_way.append(carried)
+                if on_the_way:
+                    if self._answer(lane, connection, observed, on_the_way):
+                        seat.failures = 0
+                        depth = self._reader._depth
+                elif not self._work.wait(lane):
+                    break
+        except NbdError as error:
+            if error is not connection.error:
+                raise
+        finally:
+            if on_the_way:
+                connection.abort(NbdError(connection.endpoint.server, "a read was abandoned"))
+            for carried in on_the_way:
+                self._arena.release(carried.slot)
+        if connection.error is not None:
+            for carried in on_the_way:
+                self._work.failed(carried.flight, lane, connection.error)
+        return connection.error
 
-            def muster(size: int) -> None:
-                while crew.size < size:
-                    crew.size += 1
-                    carriers.create_task(self._carry(crew, muster))
+    def _ask(self, lane: int, connection: Connection, observed: Observed, more: bool) -> _Carried | None:
+        """Send the next request, if there is one for this lane; `more` than one at a time only with a slot to spare."""
+        if not self._work.waiting(lane):
+            return None
+        slot = self._arena.spare() if more else self._slot(lane)
+        if slot is None:
+            return None
+        flight = self._work.pull(lane, observed)
+        if flight is not None:
+            try:
+                return _Carried(flight, slot, connection.submit(slot[: flight.request.length], flight.request.offset))
+            except NbdRequestError as error:
+                self._arena.release(slot)
+                self._work.failed(flight, lane, error)
+                return None
+        self._arena.release(slot)
+        return None
 
-            muster(self._reader._depth if observed.known else 1)
-        return crew.lost or connection.error
+    def _slot(self, lane: int) -> memoryview | None:
+        """Wait for a slot; None if all is over meanwhile."""
+        asking = self._asking[lane] = self._arena.request()
+        if self._work.stopped:
+            asking.cancel()
+        try:
+            return asking.result()
+        except CancelledError:
+            return None
 
-    async def _carry(self, crew: _Crew, muster: Callable[[int], None]) -> None:
-        """Read and deliver one request after the other."""
-        connection = crew.connection
-        while await self._work.available(crew.lane) and crew.seat.live() is connection:
-            async with self._arena.slot() as slot:
-                flight = self._work.pull(crew.lane, crew.observed) if crew.seat.live() else None
-                if flight is None:
-                    continue
-                request = flight.request
-                view = slot[: request.length]
-                try:
-                    service = await connection.read_into(view, request.offset)
-                except NbdError as error:
-                    if connection.closed:
-                        crew.lost = error
-                    self._work.failed(flight, crew.lane, error)
-                    continue
-                crew.seat.failures = 0
-                crew.observed.add(request.length, service)
-                self._bytes_read += request.length
-                self._requests += 1
-                muster(self._reader._depth)
-                if self._work.claim(flight):
-                    await self._take(Block(request.offset, view, request.wanted))
+    def _answer(self, lane: int, connection: Connection, observed: Observed, on_the_way: deque[_Carried]) -> bool:
+        """Wait for the oldest request and deliver its block. False if the server answered with an error."""
+        flight, slot, read = on_the_way[0]
+        request = flight.request
+        try:
+            service = connection.wait(read)
+        except NbdRequestError as error:
+            on_the_way.popleft()
+            self._arena.release(slot)
+            self._work.failed(flight, lane, error)
+            return False
+        on_the_way.popleft()
+        try:
+            observed.add(request.length, service.seconds, exact=service.exact)
+            if self._work.claim(flight):
+                self._work.rest(self._pace(request.length))
+                self._take(Block(request.offset, read.view, request.wanted))
+        finally:
+            self._arena.release(slot)
+        return True
 
     def _give_up(self, error: NbdError) -> None:
         """One seat will not be tried again. Raises when it was the last, or when the certificate is wrong."""
@@ -319,14 +389,6 @@ class _Run:
             yield
         finally:
             self._connecting.discard(task)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group of groups: what went wrong before all the others."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _power_of_two(limit: int) -> int:

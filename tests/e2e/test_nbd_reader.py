@@ -119,9 +119,11 @@ async def test_reading_starts_before_the_other_connections_are_up(tmp_path: Path
     async def locate() -> Sequence[Endpoint]:
         return [plain(fast.port, "fast"), plain(port_of_nobody, "silent")]
 
-    async def take(block: Block) -> None:
-        delivered.set()
-        await sink.take(block)
+    loop = asyncio.get_running_loop()
+
+    def take(block: Block) -> None:
+        loop.call_soon_threadsafe(delivered.set)
+        sink.take(block)
 
     sink = Sink()
     async with fake_server() as fast:
@@ -168,10 +170,12 @@ async def test_cancellation_leaves_nothing(tmp_path: Path, blocks: int) -> None:
     reached = asyncio.Event()
     taken: list[Extent] = []
 
-    async def take(block: Block) -> None:
+    loop = asyncio.get_running_loop()
+
+    def take(block: Block) -> None:
         taken.extend(block.wanted)
         if len(taken) >= blocks:
-            reached.set()
+            loop.call_soon_threadsafe(reached.set)
 
     async def read(port: int) -> None:
         async with open_reader(at(plain(port)), budget=budget(tmp_path)) as reader:
@@ -192,7 +196,7 @@ async def test_cancellation_leaves_nothing(tmp_path: Path, blocks: int) -> None:
 async def test_an_error_of_the_taker_ends_the_read_as_it_is(tmp_path: Path) -> None:
     arena = Arena(6, 256 * KiB)
 
-    async def take(block: Block) -> None:
+    def take(block: Block) -> None:
         raise LookupError(f"no room for {block.offset}")
 
     with nbdkit("pattern", "64M") as port:

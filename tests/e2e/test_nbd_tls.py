@@ -10,7 +10,7 @@ import pytest
 from protocol.arena import Arena
 from protocol.errors import NbdCertificateError, NbdConnectError
 from protocol.extent import Extent
-from protocol.nbd import Endpoint, Patience, Retry, Timeouts, connect, open_reader
+from protocol.nbd import Endpoint, Patience, Retry, Timeouts, open_reader
 from tests.nbd_fakes import Manner, fake_server
 from tests.nbd_fixtures import (
     KiB,
@@ -18,6 +18,7 @@ from tests.nbd_fixtures import (
     Sink,
     at,
     budget,
+    connected,
     nbdkit,
     needs_nbdkit,
     nothing_left,
@@ -29,6 +30,12 @@ from tests.nbd_fixtures import (
 
 QUICK = Timeouts(connect=5, handshake=5, request=5)
 HASTY = Patience(tries=3, first_pause=0.01)
+
+
+async def refused(endpoint: Endpoint, timeouts: Timeouts = QUICK) -> None:
+    """Connect, which is to fail."""
+    async with connected(endpoint, timeouts):
+        pass
 
 
 @needs_nbdkit
@@ -61,7 +68,7 @@ async def test_a_single_connection_refuses_another_certificate(tmp_path: Path) -
     expected = self_signed(tmp_path / "expected")
     async with fake_server(pki=tmp_path / "served") as fake:
         with pytest.raises(NbdCertificateError):
-            await connect(secured(fake.port, expected), QUICK)
+            await refused(secured(fake.port, expected), QUICK)
         assert fake.exports == []
 
 
@@ -70,7 +77,7 @@ async def test_a_certificate_of_the_same_name_is_another_certificate(tmp_path: P
     expected = self_signed(tmp_path / "expected", "host.example")
     async with fake_server(pki=tmp_path / "served") as fake:
         with pytest.raises(NbdCertificateError):
-            await connect(secured(fake.port, expected), QUICK)
+            await refused(secured(fake.port, expected), QUICK)
 
 
 async def test_further_connections_refuse_another_certificate(tmp_path: Path) -> None:
@@ -104,7 +111,7 @@ async def test_tls_is_never_left_out(tmp_path: Path, offers: str) -> None:
     pem = self_signed(tmp_path / "pki")
     async with fake_server(Manner(refuse=offers == "no NBD")) as fake:
         with pytest.raises(NbdConnectError):
-            await connect(secured(fake.port, pem, export="/secret"), QUICK)
+            await refused(secured(fake.port, pem, export="/secret"), QUICK)
         assert fake.exports == []
 
 
@@ -113,7 +120,7 @@ async def test_a_server_that_insists_on_tls_is_an_error_for_a_plain_client(tmp_p
     self_signed(tmp_path / "pki")
     arguments = ("--tls=require", f"--tls-certificates={tmp_path / 'pki'}", "pattern", "1M")
     with nbdkit(*arguments) as port, pytest.raises(NbdConnectError):
-        await connect(plain(port), QUICK)
+        await refused(plain(port), QUICK)
 
 
 @pytest.mark.parametrize("pem", ["", "no PEM", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----"])
@@ -121,7 +128,7 @@ async def test_without_a_certificate_to_compare_with_there_is_no_connection(tmp_
     self_signed(tmp_path / "pki")
     async with fake_server(pki=tmp_path / "pki") as fake:
         with pytest.raises(NbdCertificateError):
-            await connect(secured(fake.port, pem), QUICK)
+            await refused(secured(fake.port, pem), QUICK)
         assert fake.options == []
 
 
@@ -129,8 +136,8 @@ async def test_the_hosts_own_certificate_is_the_first_of_a_chain(tmp_path: Path)
     pem = self_signed(tmp_path / "pki")
     chain = "subject=host\n" + pem + self_signed(tmp_path / "authority")
     buffer = memoryview(bytearray(64 * KiB))
-    async with fake_server(pki=tmp_path / "pki") as fake, await connect(secured(fake.port, chain), QUICK) as connection:
-        await connection.read_into(buffer, 512)
+    async with fake_server(pki=tmp_path / "pki") as fake, connected(secured(fake.port, chain)) as client:
+        await client.read(buffer, 512)
     assert bytes(buffer) == pattern(512, 64 * KiB)
 
 
@@ -157,4 +164,4 @@ async def test_a_cancelled_tls_handshake_leaves_nothing(tmp_path: Path) -> None:
     with nbdkit(*arguments, "delay-open=60") as port:
         async with nothing_left():
             with pytest.raises(NbdConnectError, match="no answer to the handshake"):
-                await connect(secured(port, pem), Timeouts(handshake=0.5))
+                await refused(secured(port, pem), Timeouts(handshake=0.5))

@@ -12,8 +12,9 @@ from mover.serve.listener import Address, TcpAddress
 from mover.serve.point import serve_point
 from mover.store import PointDisk, Store
 from mover.store.directory import DirectoryBackend
-from protocol.nbd import Connection, Endpoint, Timeouts, connect
+from protocol.nbd import Endpoint
 from protocol.secret import Secret
+from tests.nbd_fixtures import Client, connected
 from tests.simulator_fixtures import in_thread
 from tests.store_fixtures import CHUNK, noise, point_of
 
@@ -54,7 +55,7 @@ def store_of(path: Path, size: int, chunks: Iterable[int]) -> Path:
 
 
 @asynccontextmanager
-async def served(path: Path) -> AsyncIterator[tuple[Counted, Connection]]:
+async def served(path: Path) -> AsyncIterator[tuple[Counted, Client]]:
     """Open the store, serve its point, connect."""
     backend = Counted(path)
     ready: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
@@ -72,8 +73,8 @@ async def served(path: Path) -> AsyncIterator[tuple[Counted, Connection]]:
         where = await ready
         assert isinstance(where, TcpAddress)
         endpoint = Endpoint(where.host, where.port, Secret(""), None, where.host)
-        async with await connect(endpoint, Timeouts()) as connection:
-            yield backend, connection
+        async with connected(endpoint) as client:
+            yield backend, client
         serving.cancel()
 
 
@@ -90,10 +91,10 @@ SIZES = {
 async def test_the_first_read_takes_a_handful_of_reads_whatever_the_size(tmp_path: Path, size: str) -> None:
     length, chunks, levels = SIZES[size]
     path = await in_thread(store_of, tmp_path / "store", length, chunks)
-    async with served(path) as (backend, connection):
+    async with served(path) as (backend, client):
         opening = list(backend.calls)
         view = memoryview(bytearray(4096))
-        await connection.read_into(view, 0)
+        await client.read(view, 0)
         first = backend.calls[len(opening) :]
         assert view == WORDS[:4096]
     # store.json, the list of points, the point: nothing of the index, of a tree or of a pack before a client asks.

@@ -3,6 +3,7 @@
 import signal
 import socket
 import subprocess
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import nbd
@@ -11,8 +12,9 @@ import pytest
 from mover.cli import main
 from mover.store import Store
 from protocol.extent import Extent
-from protocol.nbd import Connection, Endpoint, Timeouts, connect
+from protocol.nbd import Endpoint
 from protocol.secret import Secret
+from tests.nbd_fixtures import Client, connected
 from tests.serve_fixtures import MOVER, MiB, Served, patchy, serving, store_with
 from tests.simulator_fixtures import in_thread
 from tests.store_fixtures import back_up, files_of, noise
@@ -41,20 +43,20 @@ def address(served: Served) -> tuple[str, int]:
     return host, int(port)
 
 
-async def ours(served: Served, export: str = "0") -> Connection:
+def ours(served: Served, export: str = "0") -> AbstractAsyncContextManager[Client]:
     """A connection of our own client."""
     host, port = address(served)
-    return await connect(Endpoint(host, port, Secret(export), None, host), Timeouts())
+    return connected(Endpoint(host, port, Secret(export), None, host))
 
 
-async def read(connection: Connection, extent: Extent) -> bytes:
+async def read(client: Client, extent: Extent) -> bytes:
     view = memoryview(bytearray(extent.length))
-    await connection.read_into(view, extent.offset)
+    await client.read(view, extent.offset)
     return bytes(view)
 
 
 async def test_our_own_client_reads_it_over_two_connections_at_once(store: Path) -> None:
-    async with serving(store, "latest") as served, await ours(served) as one, await ours(served) as other:
+    async with serving(store, "latest") as served, ours(served) as one, ours(served) as other:
         for offset in range(0, len(ROOT), MiB):
             extent = Extent(offset, min(MiB, len(ROOT) - offset))
             expected = ROOT[offset : extent.end]
@@ -131,9 +133,9 @@ async def test_a_client_that_hangs_up_leaves_the_others_alone(store: Path) -> No
             with socket.create_connection(address(served)) as rude:
                 rude.recv(18)
                 rude.sendall(words)
-        hasty = await ours(served)
-        async with await ours(served) as patient:
-            hasty.close()
+        async with ours(served) as patient:
+            async with ours(served):
+                pass
             assert await read(patient, Extent(MiB, MiB)) == ROOT[MiB : 2 * MiB]
         with socket.create_connection(address(served)) as greedy:
             greedy.recv(18)
@@ -141,7 +143,7 @@ async def test_a_client_that_hangs_up_leaves_the_others_alone(store: Path) -> No
             assert greedy.recv(10) == len(ROOT).to_bytes(8, "big") + b"\x01\x83"
             greedy.sendall(b"\x25\x60\x95\x13" + bytes(20) + (5 * MiB).to_bytes(4, "big"))
             assert greedy.recv(4) == b"\x67\x44\x66\x98"
-        async with await ours(served) as last:
+        async with ours(served) as last:
             assert await read(last, Extent(0, 4096)) == ROOT[:4096]
         assert await served.stop() == 143
     assert served.said == [
