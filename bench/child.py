@@ -53,7 +53,9 @@ def main() -> None:
     import uvloop
 
     from bench.operations import OPERATIONS
+    from mover.malloc import keep_freed_memory
 
+    keep_freed_memory()
     operation = OPERATIONS[sys.argv[1]]
     arguments = json.loads(sys.stdin.read())
     gc.collect()

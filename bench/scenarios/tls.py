@@ -1,4 +1,4 @@
-"""Reading over TLS with a pinned certificate, beside plain reading of the same disk, to nowhere."""
+"""Reading over TLS with a pinned certificate, beside plain reading of the same disk: to nowhere, and into a store."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def run(setting: Setting) -> Iterator[Case]:
                 yield _case(
                     setting, image, plain, tls, connections, f"nbds://localhost:{tls_port}?tls-certificates={scratch}"
                 )
+            yield _unchanged(setting, scratch, plain, tls)
 
 
 def _case(
@@ -61,6 +62,25 @@ def _case(
         case.checks.append(Check("times as fast as nbdcopy over TLS", value, unit="x"))
     case.check_rss(samples["TLS"])
     case.failures += call("read_and_compare", place=tls, image=str(image), connections=connections).facts["failures"]
+    return case
+
+
+def _unchanged(setting: Setting, scratch: Path, plain: dict[str, object], tls: dict[str, object]) -> Case:
+    """A disk that is in the store already is read in full, over TLS and in the clear."""
+    case = Case("an unchanged disk over TLS and plain, 4 connections")
+    store = str(scratch / "store")
+    first = call("back_up", place=plain, store=store).facts
+
+    def again(place: dict[str, object]) -> Sample:
+        return call("back_up", place=place, store=store, new=False, compare=first["root"])
+
+    samples = interleave(setting.rounds, {"TLS": lambda: again(tls), "plain": lambda: again(plain)})
+    case.failures += [
+        f"{who} read something else" for who in samples if samples[who][-1].facts["root"] != first["root"]
+    ]
+    case.series = seconds_of(samples)
+    case.checks.append(Check("TLS / plain", ratio(case.series["plain"], case.series["TLS"]), BAR, unit="x"))
+    case.check_rss(samples["TLS"])
     return case
 
 

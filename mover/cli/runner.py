@@ -16,6 +16,7 @@ import uvloop
 
 from mover.errors import MoverError, ReportError
 from mover.failure import as_mover_error
+from mover.malloc import keep_freed_memory
 from mover.printable import printable_lines
 from protocol.tasks import first_error
 
@@ -46,6 +47,7 @@ _STOPPING = b"stopping: cleaning up; once more to stop at once\n"
 def run(options: argparse.Namespace) -> int:
     """Run `options.verb` and return its exit code."""
     received: list[int] = []
+    keep_freed_memory()
     try:
         verb: Callable[[argparse.Namespace], Awaitable[int]] = import_module(_MODULES[options.verb]).main
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the ground up. A module may import its own package and what stands above it in this list.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("protocol",),
-    ("mover.__version__", "mover.errors", "mover.units", "mover.printable"),
+    ("mover.__version__", "mover.errors", "mover.units", "mover.printable", "mover.malloc"),
     ("mover.events", "mover.failure", "mover.lock"),
     ("mover.job", "mover.store"),
     ("mover.retention", "mover.history", "mover.systemd", "mover.storage", "mover.pipeline"),
