@@ -35,8 +35,10 @@ class Read:
 
 
 class Service(NamedTuple):
-    """How long the server took for a read, in seconds: from when it could begin (the request was sent and the one before
-    it answered) until the answer was here. Not `exact`: no longer than that, as nobody looked when the answer came.
+    """How long the server took for a read, in seconds.
+
+    From when it could begin (the request was sent and the one before it answered) until the answer was here. If that is
+    not `exact`, it was no longer: nobody looked when the answer came.
     """
 
     seconds: float
