@@ -363,8 +363,7 @@ class _Run:
         on_the_way.popleft()
         try:
             observed.add(request.length, service.seconds, exact=service.exact)
-            if self._work.claim(flight):
-                self._work.rest(self._pace(request.length))
+            if self._work.claim(flight) and self._work.rest(self._pace(request.length)):
                 self._take(Block(request.offset, read.view, request.wanted))
         finally:
             self._arena.release(slot)

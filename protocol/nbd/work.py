@@ -80,11 +80,12 @@ class Work:
                 self._changed.wait(None if stalled_at is None else max(0.0, stalled_at - time.monotonic()))
         return False
 
-    def rest(self, seconds: float) -> None:
-        """Block for so long, or until all is over."""
+    def rest(self, seconds: float) -> bool:
+        """Block for so long. False, and sooner, if nobody wants the rest any more."""
         if seconds > 0:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped, seconds)
+        return not self._stopped
 
     def pull(self, lane: int, observed: Observed) -> Flight | None:
         """The next request for `lane`, or None if somebody else was faster."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from protocol.errors import NbdConnectError
 from protocol.extent import Extent, total
 from protocol.nbd import Block, Endpoint, Observed, Patience, Timeouts, open_reader
 from tests.nbd_fakes import Manner, fake_server
-from tests.nbd_fixtures import KiB, MiB, Sink, at, budget, nbdkit, needs_nbdkit, nothing_left, plain
+from tests.nbd_fixtures import KiB, MiB, Sink, at, budget, nbdkit, needs_nbdkit, nothing_left, pattern, plain
 
 QUICK = Timeouts(connect=5, handshake=5, request=5, slot=5)
 HASTY = Patience(tries=3, first_pause=0.01, stall=0.2)
@@ -190,6 +191,61 @@ async def test_cancellation_leaves_nothing(tmp_path: Path, blocks: int) -> None:
                 await reached.wait()
                 reading.cancel()
             assert reading.cancelled()
+
+
+@needs_nbdkit
+async def test_who_is_cancelled_waits_for_what_is_being_dealt_with(tmp_path: Path) -> None:
+    """A slot is in use until `take` returns: nobody else may have it before."""
+    arena = Arena(1, 256 * KiB)
+    loop, begun, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    dealt: list[bytes] = []
+
+    def take(block: Block) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(20)
+        dealt.append(block.view.tobytes())
+        assert block.view.tobytes() == pattern(block.offset, len(block.view))
+
+    with nbdkit("pattern", "16M") as port:
+        async with nothing_left(arena), asyncio.TaskGroup() as group:
+
+            async def read() -> None:
+                async with open_reader(at(plain(port)), connections=2, budget=budget(tmp_path)) as reader:
+                    await reader.read([Extent(0, reader.size)], arena, take)
+
+            reading = group.create_task(read())
+            await begun.wait()
+            reading.cancel()
+            await asyncio.sleep(0)
+            assert not reading.done() and arena.exhausted
+            go_on.set()
+        assert reading.cancelled() and dealt
+
+
+@needs_nbdkit
+async def test_a_read_is_held_back_by_its_pace_and_ends_at_once_when_cancelled(tmp_path: Path) -> None:
+    arena = Arena(2, 256 * KiB)
+    asked: list[int] = []
+    loop, waiting = asyncio.get_running_loop(), asyncio.Event()
+
+    def pace(size: int) -> float:
+        asked.append(size)
+        loop.call_soon_threadsafe(waiting.set)
+        return 1000.0
+
+    taken: list[Block] = []
+
+    with nbdkit("pattern", "16M") as port:
+        async with nothing_left(arena), asyncio.TaskGroup() as group:
+
+            async def read() -> None:
+                async with open_reader(at(plain(port)), connections=1, budget=budget(tmp_path)) as reader:
+                    await reader.read([Extent(0, reader.size)], arena, taken.append, pace=pace)
+
+            reading = group.create_task(read())
+            await waiting.wait()
+            reading.cancel()
+        assert asked == [256 * KiB] and not taken
 
 
 @needs_nbdkit
