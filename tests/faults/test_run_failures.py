@@ -173,7 +173,7 @@ async def test_the_session_is_gone_before_any_call(tmp_path: Path, first: int):
 async def test_a_run_that_is_killed_leaves_a_vm_blocked_and_the_next_one_releases_it(tmp_path: Path):
     async with operator(tmp_path) as one:
         disks = {name: one.vm(name, [SIZE]) for name in ("a", "b")}
-        ended = await one.run({("disk.progress", 3, one.uuid("a")): lambda: one.signal(signal.SIGKILL)})
+        ended = await one.run({("disk.progress", 2, one.uuid("a")): lambda: one.signal(signal.SIGKILL)})
         assert ended.code == -9
         assert one.blocked() == {"a": {"migrate_send", "pool_migrate"}}
         assert len(one.here.snapshots()) == 1
@@ -192,7 +192,7 @@ async def test_a_run_that_is_killed_leaves_a_vm_blocked_and_the_next_one_release
 async def test_who_interrupts_a_run_has_a_clean_pool_and_the_next_run_finds_what_was_stored(tmp_path: Path):
     async with operator(tmp_path) as one:
         disks = {"a": one.vm("a", [SIZE])}
-        ended = await one.run({("disk.progress", 3, one.uuid("a")): lambda: one.signal(signal.SIGINT)})
+        ended = await one.run({("disk.progress", 2, one.uuid("a")): lambda: one.signal(signal.SIGINT)})
         assert ended.code == 130
         assert ended.said == [
             "stopping: cleaning up; once more to stop at once",
@@ -211,7 +211,7 @@ async def test_who_interrupts_a_run_whose_pool_is_away_does_not_wait_for_the_poo
         disks = {"a": one.vm("a", [SIZE])}
         ended = await one.run(
             {
-                ("disk.progress", 3, one.uuid("a")): lambda: master_dies(one.here),
+                ("disk.progress", 2, one.uuid("a")): lambda: master_dies(one.here),
                 ("retry", 1, ""): lambda: one.signal(signal.SIGTERM),
             }
         )
@@ -241,7 +241,7 @@ async def test_the_store_takes_no_more(tmp_path: Path, code: int):
     why, hint = STORE[code]
     async with operator(tmp_path) as one:
         disks = {name: one.vm(name, [SIZE]) for name in ("a", "b", "c")}
-        ended = await one.run({("disk.progress", 3, one.uuid("b")): lambda: tell(one.odd, store=code)})
+        ended = await one.run({("disk.progress", 2, one.uuid("b")): lambda: tell(one.odd, store=code)})
         assert ended.code == 3
         assert ended.outcome("a")["outcome"] == "done"
         for name in ("b", "c"):
