@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.operations.content import mapped, same
-from bench.operations.place import SLOTS, Facts, Place, extents_of, reader_of
+from bench.operations.place import SLOTS, Facts, MiB, Place, extents_of, reader_of
 from protocol.arena import Arena
 from protocol.extent import total
 from protocol.nbd import Block
@@ -16,15 +16,19 @@ from protocol.xapi import Trust, connect
 
 
 async def read(
-    place: Place, connections: int = 4, extents: Sequence[Sequence[int]] | None = None, merging: bool = True
+    place: Place,
+    connections: int = 4,
+    extents: Sequence[Sequence[int]] | None = None,
+    merging: bool = True,
+    longest: int = 2 * MiB,
 ) -> Facts:
-    """Read extents (all: None) to nowhere."""
+    """Read extents (all: None) to nowhere, in requests of `longest` bytes at most."""
 
     def drop(block: Block) -> None:
         pass
 
     async with reader_of(place, connections) as reader:
-        arena = Arena(SLOTS)
+        arena = Arena(SLOTS, longest)
         started = time.perf_counter()
         stats = await reader.read(extents_of(extents, reader.size), arena, drop, merge_gaps=merging)
         return {

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from bench.child import call
-from bench.measure import Case, Check, Sample, interleave, ratio, seconds_of
+from bench.measure import Case, Check, MiB, Sample, interleave, ratio, seconds_of
 from bench.registry import Scenario, Setting
 from bench.servers import nbdkit, relay
 from protocol.nbd.terms import Patience
@@ -18,16 +18,24 @@ _ALL = ("rdelay=5ms", "serialize=all-requests")
 
 
 def run_connections(setting: Setting) -> Iterator[Case]:
-    """8 connections against 1."""
+    """8 connections against 1, in requests as long as ours are, and in shorter ones.
+
+    Of the longer ones, eight connections bring more than two cores can receive that also run the server.
+    """
+    for longest in (2 * MiB, MiB // 2):
+        yield _connections(setting, longest)
+
+
+def _connections(setting: Setting, longest: int) -> Case:
     image = setting.image()
-    case = Case("8 connections and 1")
+    case = Case(f"8 connections and 1, requests of {longest >> 10} KiB")
     with nbdkit(*_DELAYED, str(image), *_EACH) as port:
         place = {"ports": [port]}
         samples = interleave(
             setting.rounds,
             {
-                "8": lambda: call("read", place=place, connections=8),
-                "1": lambda: call("read", place=place, connections=1),
+                "8": lambda: call("read", place=place, connections=8, longest=longest),
+                "1": lambda: call("read", place=place, connections=1, longest=longest),
             },
             warm_up=False,
         )
@@ -35,7 +43,7 @@ def run_connections(setting: Setting) -> Iterator[Case]:
     case.series = seconds_of(samples)
     case.checks.append(Check("8 connections / 1", ratio(case.series["1"], case.series["8"]), 7.0, unit="x"))
     case.check_rss(samples["8"])
-    yield case
+    return case
 
 
 def run_hosts(setting: Setting) -> Iterator[Case]:
