@@ -191,8 +191,9 @@ async def test_a_run_that_is_killed_leaves_a_vm_blocked_and_the_next_one_release
 
 async def test_who_interrupts_a_run_has_a_clean_pool_and_the_next_run_finds_what_was_stored(tmp_path: Path):
     async with operator(tmp_path) as one:
-        disks = {"a": one.vm("a", [SIZE])}
-        ended = await one.run({("disk.progress", 2, one.uuid("a")): lambda: one.signal(signal.SIGINT)})
+        # By the third report it was noted down how far the run is, and what it had until then is durable.
+        disks = {"a": one.vm("a", [2 * SIZE])}
+        ended = await one.run({("disk.progress", 3, one.uuid("a")): lambda: one.signal(signal.SIGINT)})
         assert ended.code == 130
         assert ended.said == [
             "stopping: cleaning up; once more to stop at once",
