@@ -78,7 +78,7 @@ async def back_up(store: Store, port: int, size: int, extents: list[Extent], bas
         tree = writer.tree(size, base=base, base_size=base_size)
         intake = Intake(writer, tree, extents, size, store.chunk_size, executor, reports.append)
         async with open_reader(locate, connections=3, budget=Budget()) as reader:
-            read = await NbdSource(reader, Pace(0)).deliver(extents, arena, intake.take)
+            read = await NbdSource(reader, Pace(0), merge_gaps=False).deliver(extents, arena, intake.take)
         root = intake.finish()
         writer.flush()
     return root, read, intake.counts
