@@ -22,7 +22,7 @@ class Arena:
     """`slots` buffers of `slot_size` bytes each (a multiple of 4096, so that slots are page-aligned).
 
     Tasks and threads take slots side by side; who waits is served in order. A slot must go back only when nothing can
-    write to it any more: giving up a read does not stop libnbd from filling its buffer, see `protocol.nbd.connection`.
+    write to it any more: giving up a read does not stop its answer from coming, see `protocol.nbd.connection`.
     """
 
     def __init__(self, slots: int, slot_size: int = 2 * MiB) -> None:

@@ -191,3 +191,9 @@ async def connected(endpoint: Endpoint, timeouts: Timeouts | None = None) -> Asy
     patience = timeouts or Timeouts(connect=5, handshake=5, request=5)
     with ThreadPoolExecutor(1, "nbd-test") as thread, await connect(endpoint, patience, thread) as connection:
         yield Client(connection, thread)
+
+
+async def refused(endpoint: Endpoint, timeouts: Timeouts | None = None) -> None:
+    """Connect, which is to fail."""
+    async with connected(endpoint, timeouts):
+        pass

@@ -1,6 +1,6 @@
 """An export read in the clear, by libnbd.
 
-Closing a handle is dropping the last reference to it (its Python binding had no other way before 1.16), and an
+Closing a handle is dropping the last reference to it (the Python binding of 1.14 has no other way), and an
 exception refers to all that its traceback saw. So the handle is looked at through `self` only, and what libnbd raises
 is gone before anything else is raised.
 """

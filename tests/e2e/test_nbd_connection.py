@@ -9,7 +9,7 @@ import pytest
 
 from protocol.arena import Arena
 from protocol.errors import NbdConnectError, NbdError, NbdRequestError, NbdTimeoutError
-from protocol.nbd import Endpoint, Timeouts
+from protocol.nbd import Timeouts
 from protocol.nbd.connection import Service
 from protocol.tasks import in_thread
 from tests.nbd_fakes import Manner, fake_server
@@ -22,17 +22,12 @@ from tests.nbd_fixtures import (
     nothing_left,
     pattern,
     plain,
+    refused,
     secured,
     self_signed,
 )
 
 QUICK = Timeouts(connect=5, handshake=5, request=5)
-
-
-async def refused(endpoint: Endpoint, timeouts: Timeouts = QUICK) -> None:
-    """Connect, which is to fail."""
-    async with connected(endpoint, timeouts):
-        pass
 
 
 @needs_nbdkit
@@ -165,14 +160,14 @@ async def test_a_server_that_knows_only_export_name_is_enough() -> None:
 async def test_a_server_that_hangs_up_at_once_is_a_connect_error() -> None:
     async with fake_server(Manner(refuse=True)) as fake:
         with pytest.raises(NbdConnectError):
-            await refused(plain(fake.port), QUICK)
+            await refused(plain(fake.port))
 
 
 async def test_nobody_listening_is_a_connect_error() -> None:
     async with fake_server() as fake:
         port = fake.port
     with pytest.raises(NbdConnectError, match="Connection refused"):
-        await refused(plain(port), QUICK)
+        await refused(plain(port))
 
 
 @needs_nbdkit
@@ -180,7 +175,7 @@ async def test_the_export_name_is_in_no_message() -> None:
     secret = "/3b0c?session_id=OpaqueRef:9f4a-11"
     arguments = ("--filter=exportname", "pattern", "1M", "exportname=other", "exportname-strict=true")
     with nbdkit(*arguments) as port, pytest.raises(NbdConnectError) as caught:
-        await refused(plain(port, export=secret), QUICK)
+        await refused(plain(port, export=secret))
     assert "OpaqueRef" not in str(caught.value) and "3b0c" not in str(caught.value)
 
 
@@ -190,6 +185,6 @@ async def test_a_cancelled_handshake_leaves_nothing() -> None:
         async with nothing_left():
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
-                    await refused(plain(port), QUICK)
+                    await refused(plain(port))
             with pytest.raises(NbdConnectError, match="no answer to the handshake"):
                 await refused(plain(port), Timeouts(handshake=0.2))

@@ -24,18 +24,13 @@ from tests.nbd_fixtures import (
     nothing_left,
     pattern,
     plain,
+    refused,
     secured,
     self_signed,
 )
 
 QUICK = Timeouts(connect=5, handshake=5, request=5)
 HASTY = Patience(tries=3, first_pause=0.01)
-
-
-async def refused(endpoint: Endpoint, timeouts: Timeouts = QUICK) -> None:
-    """Connect, which is to fail."""
-    async with connected(endpoint, timeouts):
-        pass
 
 
 @needs_nbdkit
@@ -68,7 +63,7 @@ async def test_a_single_connection_refuses_another_certificate(tmp_path: Path) -
     expected = self_signed(tmp_path / "expected")
     async with fake_server(pki=tmp_path / "served") as fake:
         with pytest.raises(NbdCertificateError):
-            await refused(secured(fake.port, expected), QUICK)
+            await refused(secured(fake.port, expected))
         assert fake.exports == []
 
 
@@ -77,7 +72,7 @@ async def test_a_certificate_of_the_same_name_is_another_certificate(tmp_path: P
     expected = self_signed(tmp_path / "expected", "host.example")
     async with fake_server(pki=tmp_path / "served") as fake:
         with pytest.raises(NbdCertificateError):
-            await refused(secured(fake.port, expected), QUICK)
+            await refused(secured(fake.port, expected))
 
 
 async def test_further_connections_refuse_another_certificate(tmp_path: Path) -> None:
@@ -111,7 +106,7 @@ async def test_tls_is_never_left_out(tmp_path: Path, offers: str) -> None:
     pem = self_signed(tmp_path / "pki")
     async with fake_server(Manner(refuse=offers == "no NBD")) as fake:
         with pytest.raises(NbdConnectError):
-            await refused(secured(fake.port, pem, export="/secret"), QUICK)
+            await refused(secured(fake.port, pem, export="/secret"))
         assert fake.exports == []
 
 
@@ -120,7 +115,7 @@ async def test_a_server_that_insists_on_tls_is_an_error_for_a_plain_client(tmp_p
     self_signed(tmp_path / "pki")
     arguments = ("--tls=require", f"--tls-certificates={tmp_path / 'pki'}", "pattern", "1M")
     with nbdkit(*arguments) as port, pytest.raises(NbdConnectError):
-        await refused(plain(port), QUICK)
+        await refused(plain(port))
 
 
 @pytest.mark.parametrize("pem", ["", "no PEM", "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----"])
@@ -128,7 +123,7 @@ async def test_without_a_certificate_to_compare_with_there_is_no_connection(tmp_
     self_signed(tmp_path / "pki")
     async with fake_server(pki=tmp_path / "pki") as fake:
         with pytest.raises(NbdCertificateError):
-            await refused(secured(fake.port, pem), QUICK)
+            await refused(secured(fake.port, pem))
         assert fake.options == []
 
 
