@@ -39,7 +39,8 @@ async def test_without_latency_only_the_dirty_bytes_are_read(tmp_path: Path) -> 
     arena = Arena(8)
     with nbdkit("pattern", "64M") as port:
         async with open_reader(at(plain(port)), budget=budget(tmp_path)) as reader:
-            for merge_gaps in (True, False):
+            # The first pass learns how fast the server is: one answer may be late on a machine that is busy.
+            for merge_gaps in (False, True):
                 sink = Sink()
                 stats = await reader.read(SCATTERED, arena, sink.take, merge_gaps=merge_gaps)
                 sink.check(SCATTERED)
