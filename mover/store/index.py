@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 from typing import NamedTuple
 
@@ -19,14 +20,16 @@ from mover.store.cipher import BadSealError
 from mover.store.condemned import read_condemned
 from mover.store.identity import ID_LENGTH, Identity
 from mover.store.names import INDEX, PACKS, PackName, SegmentName, parse_segment
-from mover.store.segment import I64, U64, BadSegmentError, PackEntry, Segment
+from mover.store.segment import I64, U32, U64, BadSegmentError, PackEntry, Segment
 
 # A merge that replaces segments while they are being opened makes one start over; each time it has made progress.
 _TRIES = 20
 _AT_ONCE = 5
-# A fault maps up to 1 MiB around it (seen on Linux 6.18 with ext4), and a lookup faults once or twice.
+# A fault maps up to 1 MiB around it (seen on Linux 6.18 with ext4), and a lookup faults once in the first column. Rows
+# far from each other are not mapped to be looked at; those that are near each other are, now and then.
 _LOOKUPS_PER_RELEASE = 64
-# Of more, those near each other are looked up together: so many at once, in so many bytes of the large segments.
+_LOOKUPS_PER_RELEASE_OF_ROWS = 4096
+# Of many more, those near each other are looked up together: so many at once, in so many bytes of large segments.
 _TOGETHER = 16 << 10
 _REACH = 32 << 20
 # First columns up to this size in all stay mapped: those of 24 million records.
@@ -69,21 +72,14 @@ class _Pages:
     def __init__(self) -> None:
         self._touched = 0
 
-    def touch(self, lookups: int, loaded: Sequence[Loaded]) -> None:
+    def touch(self, lookups: int, large: Sequence[Loaded], dense: bool) -> None:
         """So many ids are going to be looked up. Threads may lose counts here, which does no harm."""
         self._touched += lookups
-        if self._touched < _LOOKUPS_PER_RELEASE:
+        if self._touched < (_LOOKUPS_PER_RELEASE_OF_ROWS if dense else _LOOKUPS_PER_RELEASE):
             return
         self._touched = 0
-        large = _large(loaded)
-        dense = sum(one.segment.prefix.nbytes for one in large) <= _DENSE
         for one in large:
             segments.release_pages(one.data, segments.HEADER_LENGTH + one.segment.prefix.nbytes if dense else 0)
-
-    def pass_by(self, loaded: Sequence[Loaded]) -> None:
-        """Many ids are looked up in order: what was touched is behind them, the first column too."""
-        for one in _large(loaded):
-            segments.release_pages(one.data)
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class IndexView:
         places: list[Location | None] = [None] * len(ids)
         for number, found, rows in self.find(segments.keys_of(b"".join(ids))):
             segment = self.segments[number].segment
-            entries = segment.rows[["pack", "offset", "length", "meta"]][rows].tolist()
+            entries = segment.at(rows)[["pack", "offset", "length", "meta"]].tolist()
             for at, (pack, offset, length, meta) in zip(found.tolist(), entries, strict=True):
                 places[at] = Location(segment.packs[pack].name, offset, length, meta)
         return places
@@ -119,17 +115,21 @@ class IndexView:
         """
         parts = self._parts(len(keys))
         if parts == 1:
-            self._pages.touch(len(keys), self.segments)
+            self._pages.touch(len(keys), self._large, self._dense)
             yield from self._find(keys, kept=kept)
             return
         for part in _by_neighbourhood(keys, parts):
             for number, found, rows in self._find(keys[part], kept=kept):
                 yield number, part[found], rows
-            self._pages.pass_by(self.segments)
+            for one in self._large:
+                # What was touched is behind us, the first column too.
+                segments.release_pages(one.data)
 
     def _parts(self, lookups: int) -> int:
         """Into how many parts of all possible ids to divide so many lookups, so that each touches little memory."""
-        reach = sum(len(one.data) for one in _large(self.segments)) // _REACH + 1
+        if self._dense and lookups * segments.FAR < self._large_bytes:
+            return 1
+        reach = self._large_bytes // _REACH + 1
         return max(min(max(reach, lookups // _TOGETHER), lookups // _LOOKUPS_PER_RELEASE), 1)
 
     def _find(self, keys: U64, *, kept: bool) -> Iterator[tuple[int, I64, I64]]:
@@ -138,17 +138,17 @@ class IndexView:
             for number, loaded in enumerate(self.segments):
                 if not len(left):
                     return
-                rows = _rows_in(loaded.segment, keys[left], loaded.kept if only_kept else loaded.usable)
-                hit = rows >= 0
-                if hit.any():
-                    yield number, left[hit], rows[hit]
-                    left = left[~hit]
+                some = keys if len(left) == len(keys) else keys[left]
+                at, rows = _rows_in(loaded.segment, some, loaded.kept if only_kept else loaded.usable)
+                if len(at):
+                    yield number, left[at], rows
+                    left = np.delete(left, at)
 
     def whereabouts(self, id: bytes) -> PackName | None:
         """The pack that should hold a record which `find` does not find, if any segment knows."""
         for loaded in self.segments:
-            (row,) = loaded.segment.find(segments.keys_of(id)).tolist()
-            if row >= 0 and (number := int(loaded.segment.rows["pack"][row])) < len(loaded.segment.packs):
+            _, _, packs = loaded.segment.find(segments.keys_of(id))
+            if len(packs) and (number := int(packs[0])) < len(loaded.segment.packs):
                 return loaded.segment.packs[number].name
         return None
 
@@ -166,15 +166,24 @@ class IndexView:
         kept = [other for other in self.segments if other.name not in replaced]
         return IndexView(_largest_first([*kept, loaded]), self.damaged, self.condemned)
 
+    @cached_property
+    def _large(self) -> Sequence[Loaded]:
+        """All segments, if together they are too large to be left mapped."""
+        return self.segments if sum(len(one.data) for one in self.segments) > _LARGE else ()
+
+    @cached_property
+    def _large_bytes(self) -> int:
+        return sum(len(one.data) for one in self._large)
+
+    @cached_property
+    def _dense(self) -> bool:
+        """Whether the first columns may stay mapped."""
+        return sum(one.segment.prefix.nbytes for one in self._large) <= _DENSE
+
     @property
     def records(self) -> int:
         """How many records it lists."""
         return sum(len(loaded.segment) for loaded in self.segments)
-
-
-def _large(loaded: Sequence[Loaded]) -> Sequence[Loaded]:
-    """All of them, if together they are too large to be left mapped."""
-    return loaded if sum(len(one.data) for one in loaded) > _LARGE else ()
 
 
 def _by_neighbourhood(keys: U64, parts: int) -> Iterator[I64]:
@@ -285,22 +294,29 @@ def _packs_without(segment: Segment, good: npt.NDArray[np.bool_] | None) -> Iter
         yield from (pack for pack, fine in zip(segment.packs, good.tolist(), strict=True) if not fine)
 
 
-def _rows_in(segment: Segment, keys: U64, good: npt.NDArray[np.bool_] | None) -> I64:
-    """The row of each key that is in a `good` pack, -1 for the others. An id may be listed several times in a row."""
-    rows = segment.find(keys)
-    hits = np.flatnonzero(rows >= 0)
+def _rows_in(segment: Segment, keys: U64, good: npt.NDArray[np.bool_] | None) -> tuple[I64, I64]:
+    """Which of `keys` are in a `good` pack, and their rows. An id may be listed several times in a row."""
+    at, rows, packs = segment.find(keys)
+    fine = _in_good(segment, packs, good)
+    if fine.all():
+        return at, rows
+    rows = rows.copy()
+    hits = np.flatnonzero(~fine)
     while len(hits):
-        packs = segment.rows["pack"][rows[hits]]
-        fine = packs < len(segment.packs)
-        if good is not None:
-            fine &= good.take(packs, mode="clip") if len(good) else False
-        hits = hits[~fine]
         following = np.minimum(rows[hits] + 1, len(segment.prefix) - 1)
-        same = (rows[hits] < following) & (segment.prefix[following] == keys[hits, 0])
-        same &= (segment.rows["rest"][following] == keys[hits, 1:]).all(axis=1)
+        same = (rows[hits] < following) & (segment.prefix[following] == keys[at[hits], 0])
+        same &= (segment.rows["rest"][following] == keys[at[hits], 1:]).all(axis=1)
         rows[hits] = np.where(same, following, -1)
         hits = hits[same]
-    return rows
+        hits = hits[~_in_good(segment, segment.rows["pack"][rows[hits]], good)]
+    return at[rows >= 0], rows[rows >= 0]
+
+
+def _in_good(segment: Segment, packs: U32, good: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_]:
+    known = packs < len(segment.packs)
+    if good is None:
+        return known
+    return known & good.take(packs, mode="clip") if len(good) else np.zeros(len(packs), np.bool_)
 
 
 def split_ids(ids: bytes) -> list[bytes]:

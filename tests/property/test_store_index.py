@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest
 
-from mover.store import Store, index, pack, point, record, segment
+from mover.errors import StoreIoError
+from mover.store import Store, file_map, index, pack, point, record, segment
+from mover.store.file_map import map_file
 from mover.store.identity import Identity
 from mover.store.index import IndexView, Loaded
 from mover.store.names import (
@@ -63,13 +66,13 @@ def test_segments_find_what_they_hold(ids: list[bytes], others: list[bytes]) -> 
     found = parse(data)
     assert segment.columns_intact(IDENTITY, memoryview(data))
     asked = ids + others
-    rows = found.find(keys_of(b"".join(asked)))
-    for id, row in zip(asked, rows.tolist(), strict=True):
-        if id in ids:
-            assert found.ids(np.array([row])).tobytes() == id
-            assert found.rows["offset"][row] == ids.index(id)
-        else:
-            assert row == -1
+    at, rows, packs = found.find(keys_of(b"".join(asked)))
+    assert at.tolist() == [number for number, id in enumerate(asked) if id in ids]
+    for number, row, in_pack in zip(at.tolist(), rows.tolist(), packs.tolist(), strict=True):
+        id = asked[number]
+        assert found.ids(np.array([row])).tobytes() == id
+        assert found.rows["offset"][row] == ids.index(id)
+        assert found.rows["pack"][row] == in_pack
     assert found.packs == PACKS
 
 
@@ -80,10 +83,31 @@ def test_large_segments(bunched: int) -> None:
     ids = [rng.randbytes(32) for _ in range(20000)] + [b"\7" * 8 + rng.randbytes(24) for _ in range(bunched)]
     found = parse(make(ids, replaces=[SegmentName(0, b"w" * 16, 7)], level=1))
     assert (found.window > 64) == bool(bunched)
-    rows = found.find(keys_of(b"".join(ids)))
+    _, rows, _ = found.find(keys_of(b"".join(ids)))
     assert found.rows["offset"][rows].tolist() == list(range(len(ids)))
-    assert (found.find(keys_of(rng.randbytes(32 * 1000))) == -1).all()
+    assert not len(found.find(keys_of(rng.randbytes(32 * 1000)))[0])
     assert found.replaces == [SegmentName(0, b"w" * 16, 7)]
+
+
+def test_rows_far_from_each_other_are_read_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is near is looked at where it is mapped. Both find the same, and no descriptor stays."""
+    monkeypatch.setattr(segment, "FAR", 0)
+    monkeypatch.setattr(file_map, "_SMALL", 0)
+    ids = [b"\7" * 8 + bytes([number] * 24) for number in range(9)] + [noise(str(number), 32) for number in range(500)]
+    path = tmp_path / "segment"
+    path.write_bytes(make(ids))
+    before = len(os.listdir("/proc/self/fd"))
+    found = segment.parse(IDENTITY, map_file(path))
+    assert found.file is not None and not found.at(np.empty(0, np.int64)).size
+    at, rows, packs = found.find(keys_of(b"".join([*ids, bytes(32), b"\7" * 8 + b"\xff" * 24])))
+    assert at.tolist() == list(range(len(ids)))
+    assert found.at(rows)["offset"].tolist() == at.tolist()
+    assert found.at(rows)["pack"].tolist() == packs.tolist() == (at % len(PACKS)).tolist()
+    os.truncate(path, segment.HEADER_LENGTH + 8 * len(ids) + segment.ROW_LENGTH * len(ids) - 1)
+    with pytest.raises(StoreIoError, match=f"{path} has become shorter"):
+        found.at(np.array([0, len(ids) - 1]))
+    del found
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 WHOLE_SEGMENT = make([random.Random(number).randbytes(32) for number in range(20)])
