@@ -111,7 +111,8 @@ class Tree:
             if chunk // FANOUT > self._sealed_below // FANOUT:
                 self._sealed_below = chunk // FANOUT * FANOUT
                 limit = chunk
-                for level in range(self._root_level):
+                # A leaf that is the root is whole as well, if the disk has exactly as many chunks as it has room for.
+                for level in range(max(self._root_level, 1)):
                     limit //= FANOUT
                     self._seal(level, limit)
 

@@ -175,6 +175,7 @@ class Shelved:
 
 
 @settings(max_examples=150, deadline=None)
+@example(FANOUT * CHUNK, [(0.0, 1, 0)], 1.0, [], False)
 @given(SIZES, RUNS, st.floats(0, 1), st.lists(st.floats(0, 1, exclude_max=True), max_size=2), st.booleans())
 def test_a_tree_that_was_begun_is_continued_up_to_what_is_lost(
     size: int, runs: list[tuple[float, int, int]], cut: float, lost: list[float], page: bool
