@@ -192,7 +192,7 @@ class FencedError(MoverError):
 class AddressError(MoverError):
     """The address or socket to serve on cannot be had."""
 
-    exit_code = 26
+    exit_code = 28
 
 
 class CheckError(MoverError):

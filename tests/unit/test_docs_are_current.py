@@ -51,6 +51,8 @@ def test_exit_page_has_the_codes_that_scripts_rely_on():
     assert {0, 1, 2, 3, 10, 11, 12, 13, 14, 15, 20, 21, 22, 30, 75, 130, 143} <= listed
     again = {int(code) for code in re.findall(r"^\| (\d+) \|.*\| yes \|$", page, re.M)}
     assert again == {11, 20, 26, 27, 75, 143}
+    once = {int(code) for code in re.findall(r"^\| (\d+) \|.*\| no \|$", page, re.M)}
+    assert not once & again, "a code that says both would be of no use to a script"
     assert MoverError("").exit_code == 1
 
 
