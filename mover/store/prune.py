@@ -250,7 +250,7 @@ class Prune:
         for _ in range(_TRIES):
             reach = self._reach()
             copier = Copier(
-                self._backend, self._identity, self.wid, self._config.pack_target, self._segments, first_seq
+                self._backend, self._identity, self.wid, self._config.pack_target, self._segments, first_seq, deep=False
             )
             try:
                 moving = reach.needed_in(reach.view.condemned | plan.doomed.keys())

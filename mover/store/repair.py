@@ -170,7 +170,7 @@ class Repair:
         """Copy the good records of damaged packs into new ones; how many."""
         if not spoilt:
             return 0
-        copier = Copier(self.backend, self.identity, self.wid, self.config.pack_target, self._segments)
+        copier = Copier(self.backend, self.identity, self.wid, self.config.pack_target, self._segments, deep=True)
         try:
             for done, report in enumerate(spoilt):
                 self.progress("saving records", done, len(spoilt))
