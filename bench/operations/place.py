@@ -97,7 +97,7 @@ class Vhd:
 async def _vhd_source(place: Place, executor: Executor) -> AsyncIterator[tuple[Source, int]]:
     async with joined(place) as (pool, vdi), open_transfers(pool) as transfers:
         base = await pool.call("VDI.get_by_uuid", place["base"])
-        async with open_vhd(transfers, vdi, base, executor, Pace(0), zeros) as source:
+        async with open_vhd(transfers, vdi, base, Pace(0), zeros) as source:
             yield Vhd(source), source.head.size
 
 

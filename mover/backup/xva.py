@@ -145,7 +145,6 @@ async def _difference(
             session.transfers,
             disk.snapshot.ref,
             base.snapshot,
-            session.executor,
             session.pace,
             _content_of(session, base.disk),
         ) as source:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
 from mover.source import Take
@@ -49,12 +48,9 @@ class Assembler:
     left out; what it leaves out of others, `fill` writes. Use `assembling`.
     """
 
-    def __init__(
-        self, size: int, arena: Arena, executor: Executor, take: Take, group: asyncio.TaskGroup, fill: Fill
-    ) -> None:
+    def __init__(self, size: int, arena: Arena, take: Take, group: asyncio.TaskGroup, fill: Fill) -> None:
         self._size = size
         self._arena = arena
-        self._executor = executor
         self._take = take
         self._group = group
         self._fill = fill
@@ -115,19 +111,18 @@ class Assembler:
     async def _seal(self, region: _Region) -> None:
         try:
             region.skip_to(region.length)
-            if region.absent or region.checks:
-                await in_thread(self._executor, self._prepare, region)
-            extent = Extent(region.start, region.length)
-            await self._take(extent.offset, region.slot[: extent.length], [extent])
+            await in_thread(self._take.executor, self._complete, region)
         finally:
             self._arena.release(region.slot)
             self._room.release()
 
-    def _prepare(self, region: _Region) -> None:
+    def _complete(self, region: _Region) -> None:
         for extent, check in region.checks:
             check(_part(region, extent))
         for extent in region.absent:
             self._fill(extent.offset, _part(region, extent))
+        whole = Extent(region.start, region.length)
+        self._take.here(whole.offset, _part(region, whole), [whole])
 
 
 def _part(region: _Region, extent: Extent) -> memoryview:
@@ -136,12 +131,10 @@ def _part(region: _Region, extent: Extent) -> memoryview:
 
 
 @asynccontextmanager
-async def assembling(
-    size: int, arena: Arena, executor: Executor, take: Take, fill: Fill = zeros
-) -> AsyncIterator[Assembler]:
+async def assembling(size: int, arena: Arena, take: Take, fill: Fill = zeros) -> AsyncIterator[Assembler]:
     """Assemble one disk; at the end of the block all of it is sealed. Raises what `take`, `fill` and checks raise."""
     async with task_group() as group:
-        assembler = Assembler(size, arena, executor, take, group, fill)
+        assembler = Assembler(size, arena, take, group, fill)
         try:
             yield assembler
             await assembler.flush()

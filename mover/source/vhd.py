@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
 
 from mover.pipeline.pace import Pace
@@ -23,20 +22,17 @@ from protocol.xapi.export import ExportStream
 class VhdSource:
     """The rest of a VHD export whose head has been read. It can only deliver what it holds."""
 
-    def __init__(
-        self, head: Head, events: AsyncGenerator[VhdEvent, None], stream: ExportStream, executor: Executor, fill: Fill
-    ) -> None:
+    def __init__(self, head: Head, events: AsyncGenerator[VhdEvent, None], stream: ExportStream, fill: Fill) -> None:
         self.head = head
         self._events = events
         self._stream = stream
-        self._executor = executor
         self._fill = fill
 
     async def deliver(self, extents: Sequence[Extent], arena: Arena, take: Take) -> int:
         """See `mover.source.Source`. `extents` are those of the head, aligned to slots."""
         slots = deque(block.offset for block in split(extents, arena.slot_size))
         end = 0
-        async with assembling(self.head.size, arena, self._executor, take, self._fill) as assembler:
+        async with assembling(self.head.size, arena, take, self._fill) as assembler:
             async for event in self._events:
                 if not isinstance(event, Data) or event.offset >= self.head.size:
                     continue
@@ -53,9 +49,7 @@ class VhdSource:
 
 
 @asynccontextmanager
-async def open_vhd(
-    transfers: Transfers, vdi: str, base: str, executor: Executor, pace: Pace, fill: Fill
-) -> AsyncIterator[VhdSource]:
+async def open_vhd(transfers: Transfers, vdi: str, base: str, pace: Pace, fill: Fill) -> AsyncIterator[VhdSource]:
     """Begin to export what the VDI `vdi` differs in from the VDI `base` (refs), and read the head.
 
     `fill` writes, in a worker thread, what the base has where the stream leaves something out of a slot. Raises
@@ -65,7 +59,7 @@ async def open_vhd(
         async for first in events:
             if not isinstance(first, Head):
                 raise FormatError("VHD", "the stream does not begin with its head")
-            yield VhdSource(first, events, stream, executor, fill)
+            yield VhdSource(first, events, stream, fill)
             return
         raise FormatError("VHD", "the stream is empty")
 

@@ -38,14 +38,11 @@ class Target:
 class XvaSource:
     """The rest of a VM's export whose `ova_xml` has been read."""
 
-    def __init__(
-        self, ova: OvaXml, events: AsyncGenerator[XvaEvent, None], stream: ExportStream, executor: Executor
-    ) -> None:
+    def __init__(self, ova: OvaXml, events: AsyncGenerator[XvaEvent, None], stream: ExportStream) -> None:
         self.ova_xml = ova.xml
         self.ova = ova.ova
         self._events = events
         self._stream = stream
-        self._executor = executor
 
     @property
     def received(self) -> int:
@@ -70,7 +67,7 @@ class XvaSource:
         await target.begin()
         covered = 0
         event = first
-        async with assembling(target.size, arena, self._executor, target.take) as assembler:
+        async with assembling(target.size, arena, target.take) as assembler:
             while not isinstance(event, DiskEnd):
                 if isinstance(event, Data):
                     slot = event.offset - event.offset % arena.slot_size
@@ -118,7 +115,7 @@ async def open_xva(
         async for first in events:
             if not isinstance(first, OvaXml):
                 raise FormatError("XVA", "it does not begin with ova.xml")
-            yield XvaSource(first, events, stream, executor)
+            yield XvaSource(first, events, stream)
             return
         raise FormatError("XVA", "the stream is empty")
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import aiohttp
 
 from protocol.errors import OutcomeUnknownError, ProtocolError, TransferError
+from protocol.xapi.body import body_of
 from protocol.xapi.http import connection_error
 from protocol.xapi.own_task import OwnTask
 from protocol.xapi.wire import STATUS_LINE_LENGTH, failure_in_text, is_response_head
 
+# Bytes received at a time for those who do not bring a buffer of their own.
+_PIECE = 1 << 20
 # An embedded response is a few hundred bytes; a disk that happens to begin like one is longer.
 _MAX_EMBEDDED = 1 << 16
 
@@ -23,46 +26,42 @@ class ExportStream:
     Read it to its end, then `finish`; or `abandon` it. Leaving without either counts as `abandon`.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, task: OwnTask, what: str, length: int | None) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, silence: float, task: OwnTask, what: str, length: int | None
+    ) -> None:
         self.received = 0
         self.ended = False
         self._response = response
-        self._content = response.content
+        self._body = body_of(response, silence)
         self._task = task
         self._what = what
         self._length = length
-        self._ahead = memoryview(b"")
+        self._piece = memoryview(bytearray(_PIECE))
+        self._ahead = self._piece[:0]
         self._begun = False
-        task.on_failure(self._content.set_exception)
+        task.on_failure(self._body.fail)
 
     async def read(self, n: int) -> bytes:
         """Read up to `n` bytes; empty at the end. Raises XapiError, TransferError, OutcomeUnknownError."""
-        if not self._ahead:
-            self._ahead = memoryview(await self._next())
-        piece = bytes(self._ahead[:n])
-        self._ahead = self._ahead[len(piece) :]
+        piece = bytes(await self._some(n))
         self.received += len(piece)
         return piece
 
     async def read_view(self) -> memoryview:
-        """Take the next bytes as they came, without a copy; empty at the end. Raises as `read` does."""
-        view = self._ahead or memoryview(await self._next())
-        self._ahead = memoryview(b"")
+        """Look at the next bytes until the next read; empty at the end. Raises as `read` does."""
+        view = await self._some(_PIECE)
         self.received += len(view)
         return view
 
     async def readinto(self, view: memoryview) -> int:
         """Fill `view` and return how much of it; less than all only at the end. Raises as `read` does."""
         filled = 0
-        while filled < len(view):
-            if not self._ahead:
-                self._ahead = memoryview(await self._next())
-                if not self._ahead:
-                    break
-            n = min(len(self._ahead), len(view) - filled)
-            view[filled : filled + n] = self._ahead[:n]
-            self._ahead = self._ahead[n:]
-            filled += n
+        if self._ahead or not self._begun:
+            some = await self._some(len(view))
+            view[: len(some)] = some
+            filled = len(some)
+        while filled < len(view) and (length := await self._receive(view[filled:], len(view) - filled)):
+            filled += length
         self.received += filled
         return filled
 
@@ -88,35 +87,38 @@ class ExportStream:
         await self._task.settle()
 
     async def _surplus(self) -> bytes:
-        surplus = bytearray(self._ahead)
-        self._ahead = memoryview(b"")
-        while len(surplus) <= _MAX_EMBEDDED and (chunk := await self._next()):
-            surplus += chunk
+        surplus = bytearray()
+        while len(surplus) <= _MAX_EMBEDDED and (some := await self._some(_PIECE)):
+            surplus += some
         return bytes(surplus)
 
-    async def _next(self) -> bytes:
-        if self._begun:
-            return await self._receive()
-        self._begun = True
-        start = bytearray()
-        while len(start) < STATUS_LINE_LENGTH and (chunk := await self._receive()):
-            start += chunk
-        if is_response_head(start):
-            while len(start) <= _MAX_EMBEDDED and (chunk := await self._receive()):
-                start += chunk
-            if len(start) <= _MAX_EMBEDDED:
-                raise await self._embedded(start.decode("utf-8", "replace"))
-        return bytes(start)
+    async def _some(self, n: int) -> memoryview:
+        """At most `n` bytes, which stay as they are until the next read."""
+        if not self._ahead:
+            begun, self._begun = self._begun, True
+            length = await self._receive(self._piece, 1 if begun else STATUS_LINE_LENGTH)
+            if not begun and is_response_head(self._piece[:length]):
+                length = await self._refuse_response(length)
+            self._ahead = self._piece[:length]
+        some, self._ahead = self._ahead[:n], self._ahead[n:]
+        return some
 
-    async def _receive(self) -> bytes:
+    async def _refuse_response(self, length: int) -> int:
+        """Raise what the server said, if all that is to come is a response; how much is there now if it is not."""
+        while length <= _MAX_EMBEDDED and (more := await self._receive(self._piece[length:], 1)):
+            length += more
+        if length <= _MAX_EMBEDDED:
+            raise await self._embedded(bytes(self._piece[:length]).decode("utf-8", "replace"))
+        return length
+
+    async def _receive(self, view: memoryview, least: int) -> int:
         try:
-            chunk, _ = await self._content.readchunk()
+            return await self._body.receive(view, least)
         except (aiohttp.ClientError, OSError) as error:
             # A wrapper that hangs up rudely after the last byte is no failure if the task is none.
             self._response.close()
             await self._task.success_after(connection_error(error, None, self._what))
-            return b""
-        return chunk
+            return 0
 
     async def _embedded(self, text: str) -> ProtocolError:
         named = failure_in_text(text, self._task.call)

@@ -163,7 +163,7 @@ class Transfers:
             own_task(self._pool, path, what) as task,
             self._http.request("GET", path, query, task.ref, what) as response,
         ):
-            stream = ExportStream(response, task, what, length)
+            stream = ExportStream(response, self._http.inactivity, task, what, length)
             yield stream
             if not stream.ended:
                 await stream.abandon()

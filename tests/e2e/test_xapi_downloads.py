@@ -207,6 +207,42 @@ async def test_a_task_that_fails_stops_a_stalled_download_at_once() -> None:
             assert running.result() == "SR_BACKEND_FAILURE_202"
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_who_gave_up_reading_is_not_written_to(tmp_path: Path, tls: bool) -> None:
+    """The buffer goes to somebody else then."""
+    certificate = make_certificate(tmp_path, "host") if tls else None
+    async with raw_pool(certificate) as server:
+        go_on, sent = asyncio.Event(), asyncio.Event()
+
+        async def export(request: Request) -> None:
+            await request.answer(OK + DISK[:1000])
+            await go_on.wait()
+            await request.answer(DISK[1000:300_000])
+            sent.set()
+            with suppress(ConnectionError):
+                await request.reader.read()
+            await server.end_task(request.query["task_id"], "failure", error=["VDI_IO_ERROR", "Device I/O errors"])
+
+        server.handlers[EXPORT] = export
+        trust = Trust.pinned(pin(certificate)) if certificate else None
+        async with joined(server, trust) as (_, transfers):
+            async with transfers.export_vdi("OpaqueRef:v", format="raw", length=len(DISK)) as stream:
+                slot = memoryview(bytearray(200_000))
+                reading = asyncio.create_task(stream.readinto(slot))
+                while slot[999] != DISK[999]:
+                    await asyncio.sleep(0)
+                reading.cancel()
+                with suppress(asyncio.CancelledError):
+                    await reading
+                slot[:] = b"somebody" * 25_000
+                go_on.set()
+                await sent.wait()
+                other = memoryview(bytearray(100_000))
+                assert await stream.readinto(other) == len(other)
+                assert slot == b"somebody" * 25_000
+                assert bytes(other) in DISK, "what came while nobody read is not lost"
+
+
 async def test_silence_ends_a_download() -> None:
     async with raw_pool() as server:
 
