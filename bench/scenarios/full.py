@@ -38,7 +38,7 @@ def run(setting: Setting) -> Iterator[Case]:
     case.series = seconds_of(samples)
     ratios_to_ours(case, BARS)
     case.check_rss(mine)
-    case.facts = {"MiB stored": stored / MiB, "processes' seconds": [sample.facts["process"] for sample in mine]}
+    case.facts = {"MiB stored": stored / MiB}
     for name, taken in samples.items():
         if name != "ours":
             case.facts[f"MiB by {name}"] = taken[-1].facts["stored"] / MiB

@@ -68,5 +68,5 @@ def run_many(setting: Setting) -> Iterator[Case]:
 
 SCENARIOS = (
     Scenario("prune", "forgetting half the points of a store of many chunks, and pruning it", run),
-    Scenario("prune-many", "the same of stores of few and of very many chunks: memory", run_many),
+    Scenario("prune-many", "the same of stores of few and of very many chunks: memory", run_many, quick=False),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.child import call
+from bench.child import call, call_afresh
 from bench.inputs import GRANULE
 from bench.measure import RSS_BAR, Case, Check, MiB
 from bench.registry import Scenario, Setting
@@ -23,14 +23,14 @@ def run(setting: Setting) -> Iterator[Case]:
         pool.steer("fill", vdi=vdi, offset=0, length=8 * MiB, kind="text")
         store = scratch / "store"
         job = str(pool.job(scratch, store))
-        samples = [call("run", job=job)]
+        samples = [call_afresh("run", job=job)]
         pool.steer("granules", vdi=vdi, clear=True)
         shares: list[float] = []
         for _ in range(setting.pick(setting.rounds, 2, 1)):
             # Pieces of a granule less a page at random pages touch one granule or two; the guest counts which.
             pool.steer("scatter", vdi=vdi, count=dirty // GRANULE, length=4096)
             changed = len(pool.steer("granules", vdi=vdi, clear=True)["granules"]) * GRANULE
-            samples.append(call("run", job=job))
+            samples.append(call_afresh("run", job=job))
             shares.append(samples[-1].facts["read"] / changed)
         for sample in samples:
             case.failures += sample.facts["errors"]
