@@ -29,7 +29,7 @@ from tests.store_fixtures import CHUNK, noise, point_of, read_disk, text, write_
 from tests.store_schedules import END, Actor, MemoryBackend, Objects, play
 
 # Schedules looked at; a nightly run looks at more.
-SCHEDULES = int(os.environ.get("MOVER_PRUNE_SCHEDULES", "300"))
+SCHEDULES = int(os.environ.get("MOVER_PRUNE_SCHEDULES", "200"))
 EVERY = "MOVER_PRUNE_SCHEDULES" in os.environ
 # How many are tried to find out a protocol that lacks something.
 ENOUGH = 3000
