@@ -225,22 +225,28 @@ async def test_who_gave_up_reading_is_not_written_to(tmp_path: Path, tls: bool) 
 
         server.handlers[EXPORT] = export
         trust = Trust.pinned(pin(certificate)) if certificate else None
-        async with joined(server, trust) as (_, transfers):
-            async with transfers.export_vdi("OpaqueRef:v", format="raw", length=len(DISK)) as stream:
-                slot = memoryview(bytearray(200_000))
-                reading = asyncio.create_task(stream.readinto(slot))
-                while slot[999] != DISK[999]:
-                    await asyncio.sleep(0)
+        async with (
+            joined(server, trust) as (_, transfers),
+            transfers.export_vdi("OpaqueRef:v", format="raw", length=len(DISK)) as stream,
+        ):
+            assert await stream.readinto(memoryview(bytearray(1000))) == 1000
+            slot = memoryview(bytearray(200_000))
+
+            async def give_up() -> None:
                 reading.cancel()
-                with suppress(asyncio.CancelledError):
-                    await reading
-                slot[:] = b"somebody" * 25_000
-                go_on.set()
-                await sent.wait()
-                other = memoryview(bytearray(100_000))
-                assert await stream.readinto(other) == len(other)
-                assert slot == b"somebody" * 25_000
-                assert bytes(other) in DISK, "what came while nobody read is not lost"
+
+            async with asyncio.TaskGroup() as group:
+                # The first of the two runs first, until it waits for bytes.
+                reading = group.create_task(stream.readinto(slot))
+                group.create_task(give_up())
+            assert reading.cancelled()
+            slot[:] = b"somebody" * 25_000
+            go_on.set()
+            await sent.wait()
+            other = memoryview(bytearray(100_000))
+            assert await stream.readinto(other) == len(other)
+            assert slot == b"somebody" * 25_000
+            assert bytes(other) in DISK, "what came while nobody read is not lost"
 
 
 async def test_silence_ends_a_download() -> None:
