@@ -7,6 +7,7 @@ would come back with the old structure, in which the file that takes up the othe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -46,7 +47,7 @@ class Tree:
         """Take away a leaf, and the base copies that only it needed."""
         self._dropped_under_pin = self._dropped_under_pin or self._pins > 0
         unused: Node | None = leaf
-        while unused is not None and not self._children(unused):
+        while unused is not None and not any(other.parent is unused for other in self._nodes.values()):
             self._forget(unused)
             unused = unused.parent
 
@@ -58,10 +59,13 @@ class Tree:
         if not self._coalesce or self._dropped_under_pin:
             return False
         merged = False
+        children = self._children_by_name()
         for node in list(self._nodes.values()):
-            while (child := self._only_base_on(node)) is not None:
+            while len(on_it := children[node.name]) == 1 and children[on_it[0].name]:
+                child = on_it[0]
                 node.absorb(child)
-                for grandchild in self._children(child):
+                children[node.name] = children.pop(child.name)
+                for grandchild in children[node.name]:
                     grandchild.parent = node
                 self._forget(child)
                 merged = True
@@ -103,8 +107,9 @@ class Tree:
             self._nodes[name] = Node(self.directory, name, None, saved.size)
         for name, saved in state.items():
             self._nodes[name].parent = self._nodes[saved.parent] if saved.parent else None
+        children = self._children_by_name()
         for node in self._nodes.values():
-            if not self._children(node):
+            if not children[node.name]:
                 node.scrub()
 
     def close(self) -> None:
@@ -113,12 +118,12 @@ class Tree:
         for node in [*self._nodes.values(), *self._dropped, *self._retired]:
             node.close()
 
-    def _only_base_on(self, node: Node) -> Node | None:
-        children = self._children(node)
-        return children[0] if len(children) == 1 and self._children(children[0]) else None
-
-    def _children(self, node: Node) -> list[Node]:
-        return [other for other in self._nodes.values() if other.parent is node]
+    def _children_by_name(self) -> defaultdict[str, list[Node]]:
+        children: defaultdict[str, list[Node]] = defaultdict(list)
+        for node in self._nodes.values():
+            if node.parent is not None:
+                children[node.parent.name].append(node)
+        return children
 
     def _forget(self, node: Node) -> None:
         if self._nodes.pop(node.name, None) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,9 @@ import msgspec
 from mover.simulator.database import VOLATILE, Database, Row
 from mover.simulator.values import coerce, default_of, stamp
 
+# Seconds; and of a large database, that many times what writing it took.
 _DELAY = 0.02
+_REST = 10
 
 
 class _Encoded(NamedTuple):
@@ -28,7 +31,8 @@ class _Encoded(NamedTuple):
 class Persistence:
     """Keeps `path` in step with `database`.
 
-    Writes are gathered for 20 ms: a killed process loses at most that, and finds a whole file of some moment.
+    Writes are gathered for 20 ms, longer in a large pool: a killed process loses at most that, and finds a whole file
+    of some moment.
     """
 
     def __init__(self, database: Database, path: Path) -> None:
@@ -36,6 +40,7 @@ class Persistence:
         self._path = path
         self._pending: asyncio.TimerHandle | None = None
         self._encoded: dict[str, _Encoded] = {}
+        self._delay = _DELAY
 
     def start(self) -> None:
         self._database.on_durable_change(self._schedule)
@@ -49,13 +54,15 @@ class Persistence:
 
     def _schedule(self) -> None:
         if self._pending is None:
-            self._pending = asyncio.get_running_loop().call_later(_DELAY, self.write)
+            self._pending = asyncio.get_running_loop().call_later(self._delay, self.write)
 
     def write(self) -> None:
+        started = time.monotonic()
         self._pending = None
         temporary = self._path.with_suffix(".tmp")
         temporary.write_bytes(self.dump())
         os.replace(temporary, self._path)
+        self._delay = max(_DELAY, _REST * (time.monotonic() - started))
 
     def dump(self) -> bytes:
         """The lasting part of the database as JSON. Records are encoded once for each state they are in."""
