@@ -264,7 +264,7 @@ def test_a_port_in_use(store: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = refused(store, "latest", "--port", port)
-    assert done.returncode == 26
+    assert done.returncode == 28
     assert done.stderr.splitlines() == [
         f"error: cannot listen on 127.0.0.1, port {port}: Address already in use",
         "hint: --port 0 takes any port that is free",
@@ -279,7 +279,7 @@ async def test_a_socket_of_a_living_process_is_left_alone_and_that_of_a_dead_one
         dead.bind(str(path))
     async with serving(store, "latest", "--socket", path):
         done = await in_thread(refused, store, "latest", "--socket", path)
-        assert done.returncode == 26
+        assert done.returncode == 28
         assert done.stderr.startswith(f"error: cannot listen on {path}: Address already in use\nhint: ")
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
@@ -292,8 +292,8 @@ async def test_a_socket_of_a_living_process_is_left_alone_and_that_of_a_dead_one
         (["--disk", "nonesuch"], 21, "error: web has no disk nonesuch in point "),
         (["--port", "70000"], 2, "error: a port is a number from 0 to 65535, not 70000"),
         (["--socket", "s", "--address", "::1"], 2, "error: --address is for a port, not for --socket"),
-        (["--socket", f"/{'x' * 200}"], 26, "error: cannot listen on /xxx"),
-        (["--address", "192.0.2.1", "--insecure"], 26, "error: cannot listen on 192.0.2.1, port 10809: "),
+        (["--socket", f"/{'x' * 200}"], 28, "error: cannot listen on /xxx"),
+        (["--address", "192.0.2.1", "--insecure"], 28, "error: cannot listen on 192.0.2.1, port 10809: "),
     ],
 )
 def test_what_cannot_be_served(
