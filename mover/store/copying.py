@@ -1,7 +1,7 @@
 """Copying records into new packs, so that the ones they are in can be deleted.
 
 Nothing is copied unchecked: a record's header and checksum are looked at, and what is deep is decompressed and compared
-with its id. A prune copies whole packs of a sound store, byte for byte, and has no need of that: who reads does it.
+with its id. A prune has no need of that: it copies byte for byte, and who reads a record does it.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ _WINDOW = 8
 # A wider window than this is searched by bisection: ids of one store do not bunch, unless somebody makes them.
 _WIDEST = 64
 # Rows that are further from each other than this, in bytes, are read rather than looked at where they are mapped: that
-# takes a tenth of what a fault takes, which maps up to 1 MiB around it (seen on Linux 6.18 with ext4).
+# takes a fifth of what a fault takes, which maps up to 1 MiB around it (seen on Linux 6.18 with ext4).
 FAR = 64 << 10
 
 ROW = np.dtype([("rest", "<u8", 3), ("pack", "<u4"), ("offset", "<u4"), ("length", "<u4"), ("meta", "<u4")])

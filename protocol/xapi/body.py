@@ -2,8 +2,8 @@
 
 aiohttp copies a body twice before it hands it out, in pieces of the size that a socket has at hand. A body that ends
 with its connection is nothing but bytes once its head is read, as all large ones of the data handlers are, so the
-connection is taken over then: the socket fills the reader's buffer, which takes a tenth of the time of a stream. What
-has a length or a framing of its own stays with aiohttp.
+connection is taken over then: the socket fills the reader's buffer. What has a length or a framing of its own stays
+with aiohttp.
 """
 
 from __future__ import annotations
