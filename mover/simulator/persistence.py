@@ -16,7 +16,7 @@ import msgspec
 from mover.simulator.database import VOLATILE, Database, Row
 from mover.simulator.values import coerce, default_of, stamp
 
-# Seconds; and of a large database, that many times what writing it took.
+# Seconds; and of a large database, that many times the processor time that encoding and writing it took.
 _DELAY = 0.02
 _REST = 10
 
@@ -57,12 +57,12 @@ class Persistence:
             self._pending = asyncio.get_running_loop().call_later(self._delay, self.write)
 
     def write(self) -> None:
-        started = time.monotonic()
+        started = time.thread_time()
         self._pending = None
         temporary = self._path.with_suffix(".tmp")
         temporary.write_bytes(self.dump())
         os.replace(temporary, self._path)
-        self._delay = max(_DELAY, _REST * (time.monotonic() - started))
+        self._delay = max(_DELAY, _REST * (time.thread_time() - started))
 
     def dump(self) -> bytes:
         """The lasting part of the database as JSON. Records are encoded once for each state they are in."""

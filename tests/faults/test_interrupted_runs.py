@@ -70,9 +70,18 @@ class Scene:
         return [Path(line).read_bytes() for line in done.stdout.splitlines()]
 
     def snapshots(self) -> set[str]:
-        """The UUIDs of all snapshot VDIs, from the state that the pool keeps."""
-        tables = json.loads((self.folder / "pool" / "pool.json").read_text())["tables"]
-        return {record["uuid"] for record in tables["VDI"].values() if record["is_a_snapshot"]}
+        """The UUIDs of all snapshot VDIs."""
+        with self.session() as api:
+            return {record["uuid"] for record in api.VDI.get_all_records().values() if record["is_a_snapshot"]}
+
+    @contextmanager
+    def session(self) -> Iterator[Any]:
+        session = XenAPI.Session(self.where["url"], ignore_ssl=True)
+        session.xenapi.login_with_password("root", self.where["password"])
+        try:
+            yield session.xenapi
+        finally:
+            session.xenapi.session.logout()
 
 
 @contextmanager
@@ -212,12 +221,10 @@ def large_disk(folder: Path) -> Iterator[Scene]:
 
 
 def somebody_removes_the_snapshot(here: Scene) -> None:
-    session = XenAPI.Session(here.where["url"], ignore_ssl=True)
-    session.xenapi.login_with_password("root", here.where["password"])
-    snapshots = [ref for ref, record in session.xenapi.VM.get_all_records().items() if record["is_a_snapshot"]]
-    assert len(snapshots) == 1
-    session.xenapi.VM.destroy(snapshots[0])
-    session.xenapi.session.logout()
+    with here.session() as api:
+        snapshots = [ref for ref, record in api.VM.get_all_records().items() if record["is_a_snapshot"]]
+        assert len(snapshots) == 1
+        api.VM.destroy(snapshots[0])
 
 
 def finished(said: str) -> dict[str, Any]:
