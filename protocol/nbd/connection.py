@@ -38,11 +38,12 @@ class Service(NamedTuple):
     """How long the server took for a read, in seconds.
 
     From when it could begin (the request was sent and the one before it answered) until the answer was here. If that is
-    not `exact`, it was no longer: nobody looked when the answer came.
+    not `exact`, it was no longer: nobody looked when the answer came. `waited`: the answer was not all there already.
     """
 
     seconds: float
     exact: bool
+    waited: bool
 
 
 class Connection:
@@ -105,7 +106,7 @@ class Connection:
         now = time.perf_counter()
         # When the answer before this one came is known if somebody waited for it.
         began = max(read.asked, self._answered) if self._exact else read.asked
-        service = Service(now - began, waited and (self._exact or read.asked > self._answered))
+        service = Service(now - began, waited and (self._exact or read.asked > self._answered), waited)
         self._answered, self._exact = now, waited
         if read.errno:
             self._check()  # what was in flight on a connection that is lost has an errno, too

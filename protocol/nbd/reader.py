@@ -9,6 +9,7 @@ requests, a dead one gives back what it had and is opened anew, a stalled one is
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -222,6 +223,7 @@ class _Run:
         self._work = Work(
             planner,
             lanes=len(reader._seats),
+            processors=len(os.sched_getaffinity(0)),
             stall=patience.stall,
             attempts=patience.attempts,
             finished=self._finished,
@@ -363,7 +365,7 @@ class _Run:
         on_the_way.popleft()
         try:
             observed.add(request.length, service.seconds, exact=service.exact)
-            if self._work.claim(flight) and self._work.rest(self._pace(request.length)):
+            if self._work.claim(flight, waited=service.waited) and self._work.rest(self._pace(request.length)):
                 self._take(Block(request.offset, read.view, request.wanted))
         finally:
             self._arena.release(slot)

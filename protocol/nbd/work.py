@@ -6,11 +6,15 @@ Lanes are threads; every method takes the lock, so no state is ever seen half ch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from threading import Condition
+from collections.abc import Callable, Iterable
+from threading import Condition, RLock
 
 from protocol.errors import NbdError
 from protocol.nbd.plan import Observed, Planner, Request
+
+# Of so many answers, at least so many not there yet call for one more lane at work, and at most so many for one less.
+_ANSWERS = 16
+_MANY, _FEW = 8, 4
 
 
 class Flight:
@@ -28,12 +32,22 @@ class Work:
     A request that is in flight for longer than `stall` seconds, and for longer than `_PATIENCE` times what is usual for
     its host, is given a second time to a lane that would be idle otherwise. `attempts` is how often one request may
     fail. `finished` is called once, by the lane that claims the last request.
+
+    More lanes than processors only get in each other's way where answers are there before anybody waits for them. So
+    lanes stand back then, down to `processors`, until others have to wait again, or stall, or anything fails.
     """
 
     _PATIENCE = 8.0
 
     def __init__(
-        self, planner: Planner, *, lanes: int, stall: float, attempts: int, finished: Callable[[], None]
+        self,
+        planner: Planner,
+        *,
+        lanes: int,
+        processors: int,
+        stall: float,
+        attempts: int,
+        finished: Callable[[], None],
     ) -> None:
         self.hedged = 0
         self.retried = 0
@@ -41,13 +55,19 @@ class Work:
         self.requests = 0
         self._planner = planner
         self._lanes = lanes
+        self._at_work = lanes
+        self._least = min(processors, lanes)
+        self._answers = 0
+        self._waited = 0
         self._stall = stall
         self._attempts = attempts
         self._finished = finished
         self._flights: dict[int, Flight] = {}  # by offset; oldest first; without those that were claimed
         self._failures: dict[int, int] = {}
         self._stopped = False
-        self._changed = Condition()
+        lock = RLock()
+        self._changed = Condition(lock)
+        self._called = Condition(lock)  # what those that stand back wait for
 
     @property
     def complete(self) -> bool:
@@ -63,7 +83,7 @@ class Work:
         """Nobody wants the rest: whoever waits is told that there is nothing left."""
         with self._changed:
             self._stopped = True
-            self._changed.notify_all()
+            self._call()
 
     def waiting(self, lane: int) -> bool:
         """Whether there is something for `lane` to carry right now."""
@@ -77,7 +97,12 @@ class Work:
                 if self._waiting(lane):
                     return True
                 stalled_at = min((flight.stalled_at for flight in self._foreign(lane)), default=None)
-                self._changed.wait(None if stalled_at is None else max(0.0, stalled_at - time.monotonic()))
+                left = None if stalled_at is None else max(0.0, stalled_at - time.monotonic())
+                if lane < self._at_work:
+                    self._changed.wait(left)
+                else:
+                    # What is asked for after now does not stall sooner than that.
+                    self._called.wait(self._stall if left is None else left)
         return False
 
     def rest(self, seconds: float) -> bool:
@@ -106,16 +131,20 @@ class Work:
             self._changed.notify_all()  # idle lanes have to learn when it counts as stalled
             return flight
 
-    def claim(self, flight: Flight) -> bool:
-        """The bytes are here. True for the first who says so: that one delivers them."""
+    def claim(self, flight: Flight, *, waited: bool) -> bool:
+        """The bytes are here, and had to be waited for. True for the first who says so: that one delivers them."""
         with self._changed:
             self.bytes_read += flight.request.length
             self.requests += 1
+            self._count(waited)
             if self._flights.get(flight.request.offset) is not flight:
                 return False
             del self._flights[flight.request.offset]
             last = self.complete
-            self._changed.notify_all()
+            if last:
+                self._call()
+            else:
+                self._changed.notify_all()
         if last:
             self._finished()
         return True
@@ -124,6 +153,8 @@ class Work:
         """`lane` could not carry it. Raises `error` if that happened too often to this request."""
         offset = flight.request.offset
         with self._changed:
+            self._at_work = self._least = self._lanes
+            self._call()
             flight.lanes.discard(lane)
             if flight.lanes or self._flights.get(offset) is not flight:
                 return
@@ -137,12 +168,31 @@ class Work:
 
     def _waiting(self, lane: int) -> bool:
         """The last requests are not queued behind another one on the same connection: others answer them sooner."""
-        if not self._planner.exhausted:
+        if not self._planner.exhausted and (lane < self._at_work or self._stalled(self._flights.values())):
             return self._planner.left > self._lanes or not any(
                 lane in flight.lanes for flight in self._flights.values()
             )
+        return self._stalled(self._foreign(lane))
+
+    def _stalled(self, flights: Iterable[Flight]) -> bool:
         now = time.monotonic()
-        return any(flight.stalled_at <= now for flight in self._foreign(lane))
+        return any(flight.stalled_at <= now for flight in flights)
+
+    def _call(self) -> None:
+        """Everybody has to look anew, those that stand back as well."""
+        self._changed.notify_all()
+        self._called.notify_all()
+
+    def _count(self, waited: bool) -> None:
+        self._answers += 1
+        self._waited += waited
+        if self._answers == _ANSWERS:
+            if self._waited >= _MANY:
+                self._at_work = min(self._at_work + 1, self._lanes)
+                self._call()
+            elif self._waited <= _FEW:
+                self._at_work = max(self._at_work - 1, self._least)
+            self._answers = self._waited = 0
 
     def _foreign(self, lane: int) -> list[Flight]:
         """What others carry and nobody else helps with."""
