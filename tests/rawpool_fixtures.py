@@ -23,6 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from protocol.secret import Secret
+from protocol.xapi import Patience, Pool, Trust, connect
+
 PASSWORD = "a password that nobody may see"
 USER = "root"
 
@@ -57,6 +60,9 @@ class Request:
 
 Handler = Callable[[Request], Awaitable[None]]
 Method = Callable[..., Any]
+
+
+QUICK = Patience(connect=5, call=5, task=20, attempts=3, first_wait=0.01, longest_wait=0.02)
 
 
 @dataclass
@@ -279,3 +285,9 @@ async def raw_pool(
         yield pool
     finally:
         server.close()
+
+
+@asynccontextmanager
+async def joined(server: RawPool, trust: Trust | None = None, patience: Patience = QUICK) -> AsyncIterator[Pool]:
+    async with connect(server.url, USER, Secret(PASSWORD), trust or Trust.system(), patience=patience) as pool:
+        yield pool

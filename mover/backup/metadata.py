@@ -93,8 +93,6 @@ async def collect(pool: Pool, vm: str) -> VmMetadata:
     pifs = await _records(pool, "PIF", [pif for network in networks.values() for pif in network["PIFs"]])
     srs = await _records(pool, "SR", [vdi["SR"] for vdi in vdis.values()])
     vtpms = await _records(pool, "VTPM", vm_record.get("VTPMs", []))
-    master = await pool.call("pool.get_all_records")
-    host = next(iter(master.values()))["master"]
     return VmMetadata(
         vm=vm_record,
         vbds=vbds,
@@ -106,7 +104,7 @@ async def collect(pool: Pool, vm: str) -> VmMetadata:
         vtpms=vtpms,
         vtpm_contents=await _vtpm_contents(pool, vtpms),
         guest_metrics=await _guest_metrics(pool, vm_record),
-        software_version=await pool.call("host.get_software_version", host),
+        software_version=pool.master.software_version,
     )
 
 

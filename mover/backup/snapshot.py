@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mover.backup.records import PoolRecords
@@ -32,7 +32,7 @@ _NULL = "OpaqueRef:NULL"
 class SnapshotDisk:
     """The snapshot `ref` (`uuid`) of the live VDI `live`; `size` in bytes is the snapshot's.
 
-    `image_format` is what the SR keeps it in, "" where it does not say.
+    `image_format` is what the SR keeps it in, "" where it does not say; `other_config` as it was when it was taken.
     """
 
     ref: str
@@ -41,6 +41,7 @@ class SnapshotDisk:
     size: int
     cbt: bool
     image_format: str = ""
+    other_config: dict[str, str] = field(default_factory=dict[str, str], compare=False)
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ async def take(
             refused.append(f"no quiesced snapshot ({error})")
     if ref is None:
         ref = await _plain_snapshot(pool, vm, name, ignored)
-    await _tag(pool, "VM", ref, tags)
-    snapshot = await _describe(pool, ref)
+    record = await pool.call("VM.get_record", ref)
+    await _tag(pool, "VM", ref, record["other_config"], tags)
+    snapshot = await _describe(pool, ref, record)
     for disk in (*snapshot.disks, *filter(None, [snapshot.memory])):
-        await _tag(pool, "VDI", disk.ref, tags)
+        await _tag(pool, "VDI", disk.ref, disk.other_config, tags)
     unwanted = [disk for disk in snapshot.disks if disk.live in ignored]
     for disk in unwanted:
         await destroy_vdi(pool, disk.ref)
@@ -102,13 +104,12 @@ async def _plain_snapshot(pool: Pool, vm: str, name: str, ignored: Sequence[str]
     return str(await pool.run("VM.snapshot", vm, name))
 
 
-async def _tag(pool: Pool, kind: str, ref: str, tags: dict[str, str]) -> None:
-    other_config = await pool.call(f"{kind}.get_other_config", ref)
+async def _tag(pool: Pool, kind: str, ref: str, other_config: dict[str, str], tags: dict[str, str]) -> None:
     await pool.call(f"{kind}.set_other_config", ref, as_ours(other_config, tags), repeatable=True)
 
 
-async def _describe(pool: Pool, ref: str) -> Snapshot:
-    record = await pool.call("VM.get_record", ref)
+async def _describe(pool: Pool, ref: str, record: dict[str, Any]) -> Snapshot:
+    """The snapshot whose record this is."""
     disks: list[SnapshotDisk] = []
     for vbd_ref in record["VBDs"]:
         vbd = await pool.call("VBD.get_record", vbd_ref)
@@ -128,6 +129,7 @@ async def _describe_disk(pool: Pool, ref: str) -> SnapshotDisk:
         size=int(vdi["virtual_size"]),
         cbt=bool(vdi.get("cbt_enabled", False)),
         image_format=str(vdi["sm_config"].get("image-format", "")),
+        other_config=vdi["other_config"],
     )
 
 
@@ -141,14 +143,14 @@ async def find(pool: Pool, owner: Owner, vm: str, uuid: str) -> Snapshot | None:
     """The snapshot with this UUID, if `owner` made it of the VM with UUID `vm` and all its disks have their data."""
     try:
         ref = await pool.call("VM.get_by_uuid", uuid)
-        other_config = await pool.call("VM.get_other_config", ref)
-        found = await _describe(pool, ref)
+        record = await pool.call("VM.get_record", ref)
+        found = await _describe(pool, ref, record)
         types = [await pool.call("VDI.get_type", disk.ref) for disk in found.disks]
     except XapiError as error:
         if error.code in _GONE:
             return None
         raise
-    return found if owner.owns(other_config, vm) and "cbt_metadata" not in types else None
+    return found if owner.owns(record["other_config"], vm) and "cbt_metadata" not in types else None
 
 
 async def remove(pool: Pool, snapshot: Snapshot) -> None:

@@ -21,6 +21,7 @@ from protocol.xapi.trust import Trust, fingerprint_of_pem
 from protocol.xapi.wire import decode_result, failure
 
 # Seconds between two looks at a task whose events may have been lost.
+_FIRST_LOOK = 1.0
 _LOOK_AGAIN = 30.0
 
 
@@ -117,10 +118,13 @@ class Pool:
 
     async def end_of(self, task: str, watch: Watch, call: str) -> TaskRecord:
         """Wait for the end of a task that is watched already. See `wait`."""
+        patience = _FIRST_LOOK
         while not watch.ended.done():
-            # The end may have come before the watch began; and an event can get lost with its session.
-            watch.see(await self._look(task))
-            await asyncio.wait({watch.ended}, timeout=_LOOK_AGAIN)
+            await asyncio.wait({watch.ended}, timeout=patience)
+            if not watch.ended.done():
+                # An event can get lost with its session, or have come long before the watch began.
+                watch.see(await self._look(task))
+                patience = _LOOK_AGAIN
         record = watch.ended.result()
         if record is None:
             raise OutcomeUnknownError(call, "its task vanished before its end was seen")

@@ -23,6 +23,8 @@ _ROUND = 30.0
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 10.0
 _FAREWELL = 5.0
+# How many tasks that ended before anybody watched them are remembered.
+_REMEMBERED = 256
 
 _START_AGAIN = frozenset({"EVENTS_LOST", "EVENT_FROM_TOKEN_PARSE_FAILURE"})
 
@@ -64,6 +66,7 @@ class TaskWatcher:
         self._login = login
         self._timeout = timeout
         self._watches: dict[str, Watch] = {}
+        self._ended: dict[str, TaskRecord] = {}  # seen to end, and not watched by then; the latest last
         self._wanted = threading.Event()
         self._stopped = threading.Event()
         self._channel: Channel | None = None
@@ -71,8 +74,10 @@ class TaskWatcher:
         self._blocked: Secret | None = None
 
     def watch(self, task: str, progress: Progress | None = None) -> Watch:
-        """Begin to watch. What ended before is not seen: look at the task's record once after this."""
+        """Begin to watch. That it ended before is seen as well, unless much else has ended since."""
         watch = self._watches[task] = Watch(self._loop, progress)
+        if (ended := self._ended.pop(task, None)) is not None:
+            watch.see(ended)
         self._wanted.set()
         return watch
 
@@ -149,6 +154,14 @@ class TaskWatcher:
         for ref, task in seen:
             if (watch := self._watches.get(ref)) is not None:
                 watch.see(task)
+            elif task is not None and task.ended:
+                self._remember(ref, task)
+
+    def _remember(self, ref: str, task: TaskRecord) -> None:
+        """Whose reference is still on its way to whoever will watch it: a short task may end that soon."""
+        self._ended[ref] = task
+        if len(self._ended) > _REMEMBERED:
+            del self._ended[next(iter(self._ended))]
 
 
 def _task_of_event(event: Any) -> tuple[str, TaskRecord | None] | None:

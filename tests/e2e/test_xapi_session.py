@@ -1,10 +1,8 @@
-"""Calls, tasks and sessions against a pool on raw sockets, awkward manners included."""
+"""Calls and sessions against a pool on raw sockets, awkward manners included."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +10,24 @@ import pytest
 
 from protocol.errors import (
     FormatError,
-    OutcomeUnknownError,
     PoolCertificateError,
     PoolUnreachableError,
     XapiError,
 )
 from protocol.secret import Secret
-from protocol.xapi import Patience, Pool, Trust, connect
+from protocol.xapi import Patience, Trust, connect
 from protocol.xapi.absence import Absence
 from protocol.xapi.trust import fingerprint, format_fingerprint
-from tests.rawpool_fixtures import PASSWORD, USER, Certificate, RawPool, Refused, make_certificate, raw_pool
-
-QUICK = Patience(connect=5, call=5, task=20, attempts=3, first_wait=0.01, longest_wait=0.02)
-
-
-@asynccontextmanager
-async def joined(server: RawPool, trust: Trust | None = None, patience: Patience = QUICK) -> AsyncIterator[Pool]:
-    async with connect(server.url, USER, Secret(PASSWORD), trust or Trust.system(), patience=patience) as pool:
-        yield pool
+from tests.rawpool_fixtures import (
+    PASSWORD,
+    QUICK,
+    USER,
+    Certificate,
+    Refused,
+    joined,
+    make_certificate,
+    raw_pool,
+)
 
 
 def pin(certificate: Certificate) -> str:
@@ -388,113 +386,6 @@ async def test_a_file_of_authorities_and_the_name_in_the_certificate(tmp_path: P
             async with joined(server, Trust.ca(stranger.file)):
                 pass
         assert server.calls == []
-
-
-# --- tasks
-
-
-async def test_a_task_brings_its_result() -> None:
-    async with raw_pool() as server:
-        pending = asyncio.Event()
-
-        async def snapshot(vm: str, name: str) -> str:
-            pending.set()
-            return await server.make_task()
-
-        server.methods["Async.VM.snapshot"] = snapshot
-        async with joined(server) as pool, asyncio.TaskGroup() as group:
-            running = group.create_task(pool.run("VM.snapshot", "OpaqueRef:vm", "n"))
-            await pending.wait()
-            (ref,) = server.tasks
-            await server.end_task(ref, result="<value>OpaqueRef:snap</value>")
-            assert await running == "OpaqueRef:snap"
-        assert server.destroyed == [ref]
-
-
-async def test_many_tasks_share_one_watcher() -> None:
-    async with raw_pool() as server:
-        server.methods["Async.VM.start"] = lambda number: server.make_task()
-        async with joined(server) as pool:
-            async with asyncio.TaskGroup() as group:
-                running = [group.create_task(pool.run("VM.start", str(number))) for number in range(20)]
-                group.create_task(finish_all(server, 20))
-            assert sorted(task.result() for task in running) == sorted(f"done {n}" for n in range(20))
-            assert len(server.sessions) == 2
-        assert server.sessions == set()
-        assert len(server.destroyed) == 20
-
-
-async def finish_all(server: RawPool, count: int) -> None:
-    done: set[str] = set()
-    while len(done) < count:
-        async with server._changed:
-            await server._changed.wait_for(lambda: set(server.tasks) - done)
-            waiting = set(server.tasks) - done
-        for ref in sorted(waiting):
-            await server.end_task(ref, result=f"<value>done {len(done)}</value>")
-            done.add(ref)
-
-
-async def test_a_task_that_ended_before_anybody_looked() -> None:
-    async with raw_pool() as server:
-
-        async def quick(*_: str) -> str:
-            ref = await server.make_task()
-            await server.end_task(ref, "failure", error=["SR_BACKEND_FAILURE_460", "", "no log", ""])
-            return ref
-
-        server.methods["Async.VDI.list_changed_blocks"] = quick
-        async with joined(server) as pool:
-            with pytest.raises(XapiError) as caught:
-                await pool.run("VDI.list_changed_blocks", "a", "b")
-        assert caught.value.code == "SR_BACKEND_FAILURE_460"
-        assert caught.value.params == ("", "no log", "")
-        assert caught.value.call == "VDI.list_changed_blocks"
-        assert len(server.destroyed) == 1
-
-
-async def test_a_task_that_vanishes_has_an_unknown_outcome() -> None:
-    async with raw_pool() as server:
-        server.methods["Async.VM.snapshot"] = lambda *_: server.make_task()
-        async with joined(server) as pool, asyncio.TaskGroup() as group:
-            running = group.create_task(outcome_unknown(pool))
-            async with server._changed:
-                await server._changed.wait_for(lambda: server.tasks)
-            await server.drop_task(next(iter(server.tasks)))
-            assert await running
-
-
-async def outcome_unknown(pool: Pool) -> bool:
-    with pytest.raises(OutcomeUnknownError, match=r"VM\.snapshot"):
-        await pool.run("VM.snapshot", "x", "y")
-    return True
-
-
-async def test_cancelling_cancels_and_destroys_the_task() -> None:
-    async with raw_pool() as server:
-        server.methods["Async.VM.snapshot"] = lambda *_: server.make_task()
-        async with joined(server) as pool:
-            async with asyncio.TaskGroup() as group:
-                running = group.create_task(pool.run("VM.snapshot", "x", "y"))
-                async with server._changed:
-                    await server._changed.wait_for(lambda: server.tasks)
-                running.cancel()
-            assert "task.cancel" in server.calls
-            assert len(server.destroyed) == 1
-
-
-async def test_the_watcher_survives_the_end_of_its_session() -> None:
-    async with raw_pool() as server:
-        server.methods["Async.VM.start"] = lambda *_: server.make_task()
-        async with joined(server) as pool:
-            for _ in range(2):
-                async with asyncio.TaskGroup() as group:
-                    running = group.create_task(pool.run("VM.start", "x"))
-                    group.create_task(finish_all(server, 1))
-                assert running.result() == "done 0"
-                # Only the session of the events is gone: what is sure to be repeated is the waiting.
-                server.sessions = {pool.session_ref.reveal()}
-                await server._note("mod", "")
 
 
 async def test_no_secret_in_what_can_be_shown() -> None:
