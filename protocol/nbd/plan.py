@@ -40,7 +40,7 @@ class Observed:
 
     WINDOW = 64
     ENOUGH = 3
-    # A first answer that took longer than this (seconds) is no accident: one is enough then.
+    # Two answers that both took longer than this (seconds) are no accident, and enough then.
     EVIDENT = 4e-3
     ASSUMED_BANDWIDTH = 100e6
     # Below this latency (seconds) merging saves nothing worth reading more than was asked for.
@@ -59,7 +59,7 @@ class Observed:
     @property
     def known(self) -> bool:
         """Whether enough requests were seen to rely on."""
-        return self._count >= self.ENOUGH or (self._count > 0 and self.latency >= self.EVIDENT)
+        return self._count >= self.ENOUGH or (self._count > 1 and self.latency >= self.EVIDENT)
 
     @property
     def gap(self) -> int:

@@ -126,19 +126,3 @@ def test_a_busy_client_is_not_taken_for_a_slow_network() -> None:
     for i in range(64):
         observed.add(64 * KiB, 0.0002 if i % 8 == 0 else 0.004)
     assert observed.gap == 0
-
-
-def test_nothing_is_merged_before_the_host_is_known() -> None:
-    observed = Observed()
-    assert observed.gap == 0
-    observed.add(64 * KiB, 0.002)  # this may have been an accident
-    assert observed.gap == 0
-    observed.add(64 * KiB, 0.002)
-    observed.add(64 * KiB, 0.002)
-    assert observed.gap > 0
-
-
-def test_a_very_slow_first_answer_is_enough() -> None:
-    observed = Observed()
-    observed.add(64 * KiB, 0.010)
-    assert observed.gap > 0
