@@ -199,7 +199,7 @@ class LimitsSection:
 
     vms: int = key(count(1, 64), 4, "VMs at once")
     disks_per_host: int = key(count(1, 64), 4, "disks at once")
-    nbd_connections: int = key(count(1, 16), 4, "connections per disk")
+    nbd_connections: int = key(count(1, 16), 4, "connections per disk, at most")
     nbd_connections_per_host: int = key(
         count(1, 16), 12, "connections per host, over all disks and movers of this machine"
     )
