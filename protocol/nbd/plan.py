@@ -39,7 +39,8 @@ class Observed:
     """
 
     WINDOW = 64
-    ENOUGH = 3
+    # Of a server that has just begun, the first answers are slow without latency.
+    ENOUGH = 8
     # Two answers that both took longer than this (seconds) are no accident, and enough then.
     EVIDENT = 4e-3
     ASSUMED_BANDWIDTH = 100e6
@@ -97,7 +98,7 @@ class Observed:
                 slope = float(np.median((seconds[right] - seconds[left])[apart] / difference[apart]))
                 if slope > 0:
                     self.bandwidth = 1 / slope
-        self.latency = max(0.0, float(np.quantile(seconds - lengths / self.bandwidth, self.QUANTILE)))
+        self.latency = max(0.0, float(np.quantile(seconds - lengths / self.bandwidth, self.QUANTILE, method="lower")))
 
 
 class Planner:

@@ -16,12 +16,15 @@ KiB = 1 << 10
         ([20], False, False),
         ([20, 21], True, True),
         ([20, 0.7], False, False),
-        ([0.7, 0.7], False, False),
-        ([0.7, 20, 0.7], True, False),
+        ([0.7, 20, 0.7], False, False),
         ([20, 21, 20], True, True),
+        ([2] * 7, False, False),
+        ([2] * 8, True, True),
+        ([2] * 7 + [0.7], True, False),
+        ([0.7] * 8, True, False),
     ],
 )
-def test_one_slow_answer_is_no_latency(milliseconds: list[float], known: bool, latency: bool) -> None:
+def test_latency_is_what_several_answers_took(milliseconds: list[float], known: bool, latency: bool) -> None:
     observed = Observed()
     for taken in milliseconds:
         observed.add(64 * KiB, taken / 1e3)
