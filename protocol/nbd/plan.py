@@ -39,8 +39,7 @@ class Observed:
     """
 
     WINDOW = 64
-    # Of a server that has just begun, the first answers are slow without latency.
-    ENOUGH = 8
+    ENOUGH = 3
     # Two answers that both took longer than this (seconds) are no accident, and enough then.
     EVIDENT = 4e-3
     ASSUMED_BANDWIDTH = 100e6
