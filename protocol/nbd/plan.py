@@ -97,7 +97,7 @@ class Observed:
                 slope = float(np.median((seconds[right] - seconds[left])[apart] / difference[apart]))
                 if slope > 0:
                     self.bandwidth = 1 / slope
-        self.latency = max(0.0, float(np.quantile(seconds - lengths / self.bandwidth, self.QUANTILE, method="lower")))
+        self.latency = max(0.0, float(np.quantile(seconds - lengths / self.bandwidth, self.QUANTILE)))
 
 
 class Planner:

@@ -21,7 +21,6 @@ KiB = 1 << 10
         ([2, 2], False, False),
         ([2, 2, 2], True, True),
         ([2, 2, 0.7], True, False),
-        ([2, 2, 2, 2, 0.7, 2], True, False),
     ],
 )
 def test_latency_is_what_several_answers_took(milliseconds: list[float], known: bool, latency: bool) -> None:
