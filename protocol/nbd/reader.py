@@ -263,6 +263,7 @@ class _Run:
                 if failure is not None:
                     self._reader._directory.note(connection.endpoint, failed=True)
             if failure is not None and not self._work.complete:
+                self._work.all_hands()
                 try:
                     with self._dispensable():
                         await self._reader._pause_after(seat, failure)

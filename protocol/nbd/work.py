@@ -132,7 +132,7 @@ class Work:
             return flight
 
     def claim(self, flight: Flight, *, waited: bool) -> bool:
-        """The bytes are here, and had to be waited for. True for the first who says so: that one delivers them."""
+        """The bytes are here; `waited`: not when they were looked for. True for the first who says so: that one delivers them."""
         with self._changed:
             self.bytes_read += flight.request.length
             self.requests += 1
@@ -149,12 +149,17 @@ class Work:
             self._finished()
         return True
 
-    def failed(self, flight: Flight, lane: int, error: NbdError) -> None:
-        """`lane` could not carry it. Raises `error` if that happened too often to this request."""
-        offset = flight.request.offset
+    def all_hands(self) -> None:
+        """Some lane has no connection, and may get none any more: nobody stands back from now on."""
         with self._changed:
             self._at_work = self._least = self._lanes
             self._call()
+
+    def failed(self, flight: Flight, lane: int, error: NbdError) -> None:
+        """`lane` could not carry it. Raises `error` if that happened too often to this request."""
+        offset = flight.request.offset
+        self.all_hands()
+        with self._changed:
             flight.lanes.discard(lane)
             if flight.lanes or self._flights.get(offset) is not flight:
                 return
@@ -184,6 +189,7 @@ class Work:
         self._called.notify_all()
 
     def _count(self, waited: bool) -> None:
+        """Every so many answers, have one lane more at work or one less."""
         self._answers += 1
         self._waited += waited
         if self._answers == _ANSWERS:

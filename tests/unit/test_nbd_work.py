@@ -85,6 +85,17 @@ def test_a_stall_calls_those_who_stand_back() -> None:
     assert work.pull(3, Observed()) is not None
 
 
+def test_where_a_lane_has_lost_its_connection_nobody_stands_back() -> None:
+    work = work_of(processors=1)
+    answer(work, 100, waited=False)
+    with ThreadPoolExecutor() as threads:
+        backs = [threads.submit(work.wait, lane) for lane in (1, 2, 3)]
+        work.all_hands()
+        assert [back.result(10) for back in backs] == [True] * 3
+    answer(work, 100, waited=False)
+    assert at_work(work) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("way", ["all done", "stopped"])
 def test_those_who_stand_back_learn_of_the_end(way: str) -> None:
     work = work_of(120)
