@@ -132,7 +132,10 @@ class Work:
             return flight
 
     def claim(self, flight: Flight, *, waited: bool) -> bool:
-        """The bytes are here; `waited`: not when they were looked for. True for the first who says so: that one delivers them."""
+        """The bytes are here; they had to be waited for if `waited`.
+
+        True for the first who says so: that one delivers them.
+        """
         with self._changed:
             self.bytes_read += flight.request.length
             self.requests += 1
