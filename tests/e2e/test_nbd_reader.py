@@ -285,3 +285,21 @@ async def test_a_reader_can_be_used_again_after_a_failure(tmp_path: Path) -> Non
             sink = Sink()
             await reader.read([Extent(0, reader.size)], Arena(4, 64 * KiB), sink.take)
             sink.check([Extent(0, reader.size)])
+
+
+async def test_nobody_stands_back_for_a_connection_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    # Whatever had to be waited for: the next sixteen answers let one more lane stand back.
+    monkeypatch.setattr("protocol.nbd.work._MANY", 17)
+    monkeypatch.setattr("protocol.nbd.work._FEW", 16)
+    async with fake_server(Manner(close_after=1), Manner(), Manner(refuse=True)) as fake:
+        locate = at(plain(fake.port))
+        hasty = Patience(tries=2, first_pause=0.01)
+        async with open_reader(locate, connections=2, budget=budget(tmp_path), patience=hasty) as reader:
+            for _ in range(2):  # the second time the first seat has no connection from the start
+                sink = Sink()
+                async with asyncio.timeout(30):
+                    await reader.read([Extent(0, reader.size)], Arena(4, 64 * KiB), sink.take)
+                sink.check([Extent(0, reader.size)])
