@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import pytest
+
 from mover.simulator import Options, Simulator
 
 MiB = 1 << 20
@@ -150,3 +152,21 @@ async def small_pool(
             "session.login_with_password", simulator.username, simulator.password, "1.0", "tests"
         )
         yield pool
+
+
+async def refused(awaitable: Any, *description: str) -> None:
+    with pytest.raises(RpcError) as caught:
+        await awaitable
+    assert tuple(caught.value.description[: len(description)]) == description
+
+
+async def disks_of(pool: SmallPool, vm: str) -> list[str]:
+    """The references of a VM's disks, by position."""
+    vbds = [await pool.call("VBD.get_record", vbd) for vbd in await pool.call("VM.get_VBDs", vm)]
+    return [vbd["VDI"] for vbd in sorted(vbds, key=lambda vbd: vbd["userdevice"]) if vbd["type"] == "Disk"]
+
+
+def vbd_record(vm: str, vdi: str, **changes: Any) -> dict[str, Any]:
+    record = {"VM": vm, "VDI": vdi, "userdevice": "autodetect", "bootable": False, "mode": "RW", "type": "Disk"}
+    record |= {"empty": False, "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {}}
+    return record | changes
