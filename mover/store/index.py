@@ -93,10 +93,11 @@ class IndexView:
 
     def contains(self, ids: Sequence[bytes]) -> list[bool]:
         """For each id, whether its record is stored in a pack that is as long as it should be, and will stay."""
-        known = np.zeros(len(ids), np.bool_)
+        known = [False] * len(ids)
         for _, found, _ in self.find(segments.keys_of(b"".join(ids)), kept=True):
-            known[found] = True
-        return known.tolist()
+            for at in found.tolist():
+                known[at] = True
+        return known
 
     def locate(self, ids: Sequence[bytes]) -> list[Location | None]:
         """Where each id's record is; None for those that are not stored."""
@@ -133,16 +134,16 @@ class IndexView:
         return max(min(max(reach, lookups // _TOGETHER), lookups // _LOOKUPS_PER_RELEASE), 1)
 
     def _find(self, keys: U64, *, kept: bool) -> Iterator[tuple[int, I64, I64]]:
-        left: I64 = np.arange(len(keys), dtype=np.int64)
+        left: I64 | None = None  # all
         for only_kept in (True,) if kept or not self.condemned else (True, False):
             for number, loaded in enumerate(self.segments):
-                if not len(left):
-                    return
-                some = keys if len(left) == len(keys) else keys[left]
+                some = keys if left is None else keys[left]
                 at, rows = _rows_in(loaded.segment, some, loaded.kept if only_kept else loaded.usable)
                 if len(at):
-                    yield number, left[at], rows
-                    left = np.delete(left, at)
+                    yield number, at if left is None else left[at], rows
+                    if len(at) == len(some):
+                        return
+                    left = np.delete(np.arange(len(keys)) if left is None else left, at)
 
     def whereabouts(self, id: bytes) -> PackName | None:
         """The pack that should hold a record which `find` does not find, if any segment knows."""

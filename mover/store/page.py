@@ -10,6 +10,7 @@ from mover.store.identity import ID_LENGTH, ZERO_ID
 
 FANOUT = 128
 _MAGIC = b"PG1"
+_ALL = b"\xff" * (FANOUT // 8)
 _HEAD = 20
 MAX_LENGTH = _HEAD + FANOUT * ID_LENGTH
 # 128 ^ 9 chunks are more bytes than 64 bits count.
@@ -22,6 +23,8 @@ class BadPageError(Exception):
 
 def encode(level: int, ids: bytes) -> bytes:
     """`ids` are 128 ids joined together; at least one must not be zero."""
+    if ZERO_ID not in ids:
+        return b"".join([_MAGIC, bytes([level]), _ALL, ids])
     present = bytearray(16)
     kept: list[bytes] = []
     for position in range(FANOUT):

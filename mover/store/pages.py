@@ -18,6 +18,8 @@ from mover.store.records import Records
 
 # Of 4 KiB each.
 _KEPT = 512
+# So many are read at once where that is near: a lookup costs little more for them than for one.
+_BESIDE = 16
 NO_IDS = bytes(FANOUT * ID_LENGTH)
 
 
@@ -46,16 +48,21 @@ class PageCache:
         return self.get_many(level, [id])[0]
 
     def get_beside(self, level: int, id: bytes, siblings: bytes) -> bytes:
-        """A page; where the store is far away those beside it are read along, whose ids are joined in `siblings`.
+        """A page; those that follow it are read along, whose ids are joined in `siblings`, up to 128 of them.
 
-        Who reads pages one after another then waits once for 128 of them.
+        Who reads pages one after another then looks them up, and waits for a store that is far away, once for many.
         """
         with self._lock:
             at_hand = id == ZERO_ID or (level, id) in self._kept
-        if self._records.far and not at_hand:
-            # One of the others may be damaged, which is not our business.
-            with suppress(StoreDamagedError):
-                self.get_many(level, [sibling for sibling in split_ids(siblings) if sibling != ZERO_ID])
+        if at_hand:
+            return self.get(level, id)
+        beside = split_ids(siblings)
+        if not self._records.far:
+            first = beside.index(id)
+            beside = beside[first : first + _BESIDE]
+        # One of the others may be damaged, which is not our business.
+        with suppress(StoreDamagedError):
+            self.get_many(level, [sibling for sibling in beside if sibling != ZERO_ID])
         return self.get(level, id)
 
     def get_many(self, level: int, ids: Sequence[bytes]) -> list[bytes]:
@@ -67,6 +74,8 @@ class PageCache:
                     self._kept.move_to_end((level, id))
                     found[id] = kept
         missing = [id for id in dict.fromkeys(ids) if id not in found]
+        if not missing:
+            return [found[id] for id in ids]
         for id, data in zip(missing, self._records.get_many(missing, PAGE), strict=True):
             try:
                 found[id] = page.decode(level, data)

@@ -10,6 +10,7 @@ import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +41,18 @@ _PIECE = 8 << 20
 _WINDOW = 8
 # A wider window than this is searched by bisection: ids of one store do not bunch, unless somebody makes them.
 _WIDEST = 64
+# In so few rows bisection takes less than looking into windows: fewer calls of numpy, which are what a lookup costs.
+_BISECTED = 64 << 10
 # Rows that are further from each other than this, in bytes, are read rather than looked at where they are mapped: that
 # takes a fifth of what a fault takes, which maps up to 1 MiB around it (seen on Linux 6.18 with ext4).
 FAR = 64 << 10
 
+
 ROW = np.dtype([("rest", "<u8", 3), ("pack", "<u4"), ("offset", "<u4"), ("length", "<u4"), ("meta", "<u4")])
+
+
+_NONE: I64 = np.empty(0, np.int64)
+_NO_PACKS: U32 = np.empty(0, np.uint32)
 
 
 class BadSegmentError(Exception):
@@ -78,7 +86,7 @@ class Segment:
         """Which of `keys` (ids as four little-endian u64 each) are here, in order; their rows, and their packs."""
         at, rows = self._of_prefix(keys[:, 0])
         if not len(at):
-            return at, rows, np.empty(0, np.uint32)
+            return at, rows, _NO_PACKS
         fields = self.at(rows)
         packs = fields["pack"]
         same = (fields["rest"] == keys[at, 1:]).all(axis=1)
@@ -93,19 +101,24 @@ class Segment:
     def _of_prefix(self, prefix: U64) -> tuple[I64, I64]:
         """Which of these first eight bytes are here, and the first row of each."""
         if not len(self.prefix) or not len(prefix):
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        last = len(self.prefix) - 1
-        if self.window > _WIDEST:
-            first: I64 = np.searchsorted(self.prefix, prefix)
-            at: I64 = np.flatnonzero(self.prefix[np.minimum(first, last)] == prefix)
-            return at, first[at].astype(np.int64)
-        bucket = (prefix >> np.uint64(64 - _bits(self.fence))).astype(np.int64)
-        start = self.fence.take(bucket).astype(np.int64)
-        spots = start[:, None] + np.arange(self.window, dtype=np.int64)
-        equal = self.prefix.take(spots, mode="clip") == prefix[:, None]
-        column = equal.argmax(axis=1)
-        at = np.flatnonzero(equal[np.arange(len(prefix)), column])
-        return at, np.minimum(start[at] + column[at], last)
+            return _NONE, _NONE
+        if self.window > _WIDEST or len(self.prefix) <= _BISECTED:
+            rows: I64 = self.prefix.searchsorted(prefix)
+        else:
+            start = self.fence.take((prefix >> self._shift).view(np.int64))[:, None]
+            # Of those that are equal the first, or that at the start if none is.
+            equal = self.prefix.take(start + self._window, mode="clip") == prefix[:, None]
+            rows = start[:, 0] + equal.argmax(axis=1)
+        (at,) = (self.prefix.take(rows, mode="clip") == prefix).nonzero()
+        return at, rows[at]
+
+    @cached_property
+    def _shift(self) -> np.uint64:
+        return np.uint64(64 - _bits(self.fence))
+
+    @cached_property
+    def _window(self) -> I64:
+        return np.arange(self.window, dtype=np.int64)
 
     def _among_equals(self, key: U64, first: int) -> tuple[int, int]:
         """Two ids with the same first eight bytes: look at the neighbours."""
@@ -118,14 +131,19 @@ class Segment:
 
     def at(self, rows: I64) -> npt.NDArray[np.void]:
         """What these rows say. Those far from each other are read one by one, and none of them stays in memory."""
-        if self.file is None or not len(rows) or np.ptp(rows) * ROW_LENGTH < FAR * len(rows):
-            return self.rows[rows]
+        if self.file is None or _close(len(self), len(rows)) or _close(int(np.ptp(rows)), len(rows)):
+            return self.rows.take(rows)
         offsets = rows * ROW_LENGTH + (HEADER_LENGTH + self.prefix.nbytes)
         return np.frombuffer(self.file.read_each(offsets.tolist(), ROW_LENGTH), ROW)
 
     def ids(self, rows: I64) -> npt.NDArray[np.uint8]:
         """The ids in these rows, 32 bytes each."""
         return join_ids(self.prefix[rows], self.rows[rows])
+
+
+def _close(reach: int, rows: int) -> bool:
+    """Whether so many rows within a `reach` of so many are not far from each other."""
+    return reach * ROW_LENGTH < FAR * rows or not rows
 
 
 def join_ids(prefix: U64, fields: npt.NDArray[np.void]) -> npt.NDArray[np.uint8]:

@@ -44,7 +44,7 @@ def assert_failed(ended: Ended, vm: str, begins: str, *, hint: str) -> None:
 async def test_the_master_is_gone_for_good(tmp_path: Path):
     async with operator(tmp_path, Options(hosts=1), pool='retry-for = "1s"') as one:
         disks = {name: one.vm(name, [3 * SIZE]) for name in ("a", "b")}
-        # Late enough for a page of the disk's tree, 8 MiB, to be written: only of what is in one can the next run go on.
+        # Late enough for a page of the disk's tree, 8 MiB, to be written: what is in none is read again.
         ended = await one.run({("disk.progress", 5, one.uuid("a")): lambda: master_dies(one.here)})
         assert ended.code == 20
         gone = f"cannot reach the pool at {one.here.simulator.url}: Connection refused"
@@ -74,9 +74,8 @@ async def test_the_master_is_gone_for_a_while(tmp_path: Path):
 
 async def test_the_master_is_gone_and_another_host_serves_the_disk_to_its_end(tmp_path: Path):
     async with operator(tmp_path, pool='retry-for = "1s"') as one:
-        disks = {name: one.vm(name, [3 * SIZE]) for name in ("a", "b")}
-        # Late enough for a page of the disk's tree, 8 MiB, to be written: only of what is in one can the next run go on.
-        ended = await one.run({("disk.progress", 5, one.uuid("a")): lambda: master_dies(one.here)})
+        disks = {name: one.vm(name, [SIZE]) for name in ("a", "b")}
+        ended = await one.run({("disk.progress", 2, one.uuid("a")): lambda: master_dies(one.here)})
         assert ended.code == 3
         assert ended.outcome("a")["outcome"] == "done"
         assert_failed(ended, "b", "b: cannot reach the pool at ", hint="the pool's master up?")

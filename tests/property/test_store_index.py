@@ -60,13 +60,20 @@ IDS = st.builds(
 )
 
 
+# Small segments are bisected, in larger ones the window is looked into that an id must be in.
+BISECTED = pytest.mark.parametrize("bisected", [True, False])
+
+
+@BISECTED
 @given(st.lists(IDS, unique=True, max_size=300), st.lists(IDS, max_size=50))
-def test_segments_find_what_they_hold(ids: list[bytes], others: list[bytes]) -> None:
+def test_segments_find_what_they_hold(bisected: bool, ids: list[bytes], others: list[bytes]) -> None:
     data = make(ids)
     found = parse(data)
     assert segment.columns_intact(IDENTITY, memoryview(data))
     asked = ids + others
-    at, rows, packs = found.find(keys_of(b"".join(asked)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "_BISECTED", len(ids) if bisected else -1)
+        at, rows, packs = found.find(keys_of(b"".join(asked)))
     assert at.tolist() == [number for number, id in enumerate(asked) if id in ids]
     for number, row, in_pack in zip(at.tolist(), rows.tolist(), packs.tolist(), strict=True):
         id = asked[number]
@@ -76,9 +83,11 @@ def test_segments_find_what_they_hold(ids: list[bytes], others: list[bytes]) -> 
     assert found.packs == PACKS
 
 
+@BISECTED
 @pytest.mark.parametrize("bunched", [0, 300])
-def test_large_segments(bunched: int) -> None:
+def test_large_segments(bunched: int, bisected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `bunched` ids in one window, wider than the gather is made for."""
+    monkeypatch.setattr(segment, "_BISECTED", 1 << 20 if bisected else -1)
     rng = random.Random(1)
     ids = [rng.randbytes(32) for _ in range(20000)] + [b"\7" * 8 + rng.randbytes(24) for _ in range(bunched)]
     found = parse(make(ids, replaces=[SegmentName(0, b"w" * 16, 7)], level=1))
