@@ -99,9 +99,18 @@ def _seal(id: bytes, kind: int, data: Buffer, frame: Buffer | None, cipher: Ciph
     return Record(id, meta, payload, xxh3_64_intdigest(payload))
 
 
-def compressor(level: int) -> zstandard.ZstdCompressor:
-    """A context for one thread. Length and checksum are in the record, so the frame carries neither."""
-    return zstandard.ZstdCompressor(level=level, write_content_size=False, write_checksum=False)
+def compressor(level: int, usual: int = 64 << 10) -> zstandard.ZstdCompressor:
+    """A context for one thread, at its best with contents of `usual` bytes.
+
+    Length and checksum are in the record, so the frame carries neither.
+    """
+    # Level 1 looks for matches of seven bytes in long contents, as the zstd command does, and of six in those as short
+    # as ours. Seven are faster by a twentieth, and the output is larger by less than one percent (bench: `codec`).
+    shortest = {"min_match": 7} if level == 1 else {}
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, source_size=usual, write_content_size=False, write_checksum=False, **shortest
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
 def decompressor() -> zstandard.ZstdDecompressor:

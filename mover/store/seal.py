@@ -40,8 +40,8 @@ Add = Callable[[Sequence[bytes], Make], tuple[list[bytes], int]]
 class Compressors(local):
     """A compressor for each thread that asks; None for a store without compression (`level` None)."""
 
-    def __init__(self, level: int | None) -> None:
-        self.mine: zstandard.ZstdCompressor | None = None if level is None else records.compressor(level)
+    def __init__(self, level: int | None, chunk_size: int) -> None:
+        self.mine: zstandard.ZstdCompressor | None = None if level is None else records.compressor(level, chunk_size)
 
 
 class Sealer:
@@ -53,7 +53,7 @@ class Sealer:
         self._chunk_size = chunk_size
         self._add = add
         self._zeros = bytes(chunk_size)
-        self._compressors = Compressors(level)
+        self._compressors = Compressors(level, chunk_size)
 
     def seal(self, view: memoryview) -> Sealed:
         """Seal consecutive chunks; the last one may be short. `view` may be reused on return."""

@@ -52,7 +52,7 @@ class Writer:
         self._stored = stored
         self._page_cache = pages
         self._packs = PackWriter(backend, identity, self.wid, config.pack_target, self._pack_written)
-        self._compressors = Compressors(config.level)
+        self._compressors = Compressors(config.level, config.chunk_size)
         self._sealer = Sealer(identity, config.chunk_size, config.level, self._add_data)
         self._unpublished: list[Written] = []
         self._next_segment = 0
