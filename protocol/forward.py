@@ -90,6 +90,16 @@ class Scan(Generic[Event]):
                     raise self._surplus(view)
                 return
 
+    def coming(self) -> tuple[Event, int] | None:
+        """What the next bytes will make, with none of them yet, and how many they are; None if they are no content.
+
+        Who receives them where they belong feeds a view of that place then.
+        """
+        step = self._step
+        if isinstance(step, Pass) and step.make and self._passed < step.length:
+            return step.make(self._passed, memoryview(b"")), step.length - self._passed
+        return None
+
     def finish(self) -> None:
         """Say that the stream is over. Raises `FormatError` if it was cut short."""
         if self._gathered.startswith(_RESPONSE):

@@ -70,6 +70,24 @@ class Assembler:
             data = data[len(part) :]
             offset += len(part)
 
+    async def place(self, offset: int, length: int) -> memoryview:
+        """Where the disk's bytes from `offset` on belong: at most `length` of them. Say with `placed` what is there.
+
+        It is empty past the disk's end.
+        """
+        if offset >= self._size:
+            return memoryview(b"")
+        region = await self._region_at(offset)
+        at = offset - region.start
+        return region.slot[at : min(at + length, region.length)]
+
+    def placed(self, extent: Extent) -> None:
+        """These bytes are where `place` said they belong."""
+        region = self._region
+        assert region is not None
+        region.skip_to(extent.offset - region.start)
+        region.filled = extent.end - region.start
+
     async def begin(self, offset: int) -> None:
         """Have the slot delivered that holds the byte `offset`, whether the stream holds anything of it or not."""
         await self._region_at(offset)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from mover.pipeline.pace import Pace
 from mover.source import Take
 from mover.source.assemble import Assembler, assembling
+from mover.source.inflow import Inflow
 from protocol.arena import Arena
 from protocol.errors import FormatError
 from protocol.extent import Extent
@@ -38,10 +39,13 @@ class Target:
 class XvaSource:
     """The rest of a VM's export whose `ova_xml` has been read."""
 
-    def __init__(self, ova: OvaXml, events: AsyncGenerator[XvaEvent, None], stream: ExportStream) -> None:
+    def __init__(
+        self, ova: OvaXml, events: AsyncGenerator[XvaEvent, None], inflow: Inflow, stream: ExportStream
+    ) -> None:
         self.ova_xml = ova.xml
         self.ova = ova.ova
         self._events = events
+        self._inflow = inflow
         self._stream = stream
 
     @property
@@ -67,20 +71,32 @@ class XvaSource:
         await target.begin()
         covered = 0
         event = first
-        async with assembling(target.size, arena, target.take) as assembler:
+        async with assembling(target.size, arena, target.take) as assembler, self._placing(assembler):
             while not isinstance(event, DiskEnd):
                 if isinstance(event, Data):
                     slot = event.offset - event.offset % arena.slot_size
                     if slot > covered:
                         await target.skip(Extent(covered, slot - covered))
                     covered = max(covered, slot + arena.slot_size)
-                    await assembler.add(event.offset, event.view)
+                    if self._inflow.placed:
+                        assembler.placed(Extent(event.offset, len(event.view)))
+                    else:
+                        await assembler.add(event.offset, event.view)
                 elif isinstance(event, BlockEnd):
                     _check(assembler, event)
                 event = await self._next()
             if event.end != target.size:
                 raise FormatError("XVA", f"{event.disk} ends at byte {event.end} of {target.size}")
         await target.end()
+
+    @asynccontextmanager
+    async def _placing(self, assembler: Assembler) -> AsyncIterator[None]:
+        """What comes meanwhile is content of the assembler's disk."""
+        self._inflow.place = assembler.place
+        try:
+            yield
+        finally:
+            self._inflow.place = None
 
     async def _pass_over(self) -> None:
         while not isinstance(await self._next(), DiskEnd):
@@ -108,23 +124,23 @@ async def open_xva(
     transfers: Transfers, vm: str, compression: Compression, executor: Executor, pace: Pace
 ) -> AsyncIterator[XvaSource]:
     """Begin to export the VM or snapshot `vm` (a ref), and read `ova.xml`. Raises as `Transfers.export_vm` does."""
-    async with (
-        transfers.export_vm(vm, compression=compression) as stream,
-        aclosing(_read(stream, executor, pace)) as events,
-    ):
+    async with AsyncExitStack() as stack:
+        stream = await stack.enter_async_context(transfers.export_vm(vm, compression=compression))
+        inflow = Inflow(stream)
+        events = await stack.enter_async_context(aclosing(_read(stream, inflow, executor, pace)))
         async for first in events:
             if not isinstance(first, OvaXml):
                 raise FormatError("XVA", "it does not begin with ova.xml")
-            yield XvaSource(first, events, stream)
+            yield XvaSource(first, events, inflow, stream)
             return
         raise FormatError("XVA", "the stream is empty")
 
 
-async def _read(stream: ExportStream, executor: Executor, pace: Pace) -> AsyncGenerator[XvaEvent, None]:
+async def _read(stream: ExportStream, inflow: Inflow, executor: Executor, pace: Pace) -> AsyncGenerator[XvaEvent, None]:
     """What is in the stream; past the last event, the format's end was seen and the task has succeeded."""
     unpacker = Unpacker()
     reader = XvaReader()
-    while data := await stream.read_view():
+    while data := await inflow.next(reader.coming() if unpacker.compression == "none" else None):
         await pace.spend(len(data))
         async for piece in _unpacked(unpacker, data, executor):
             for event in reader.feed(piece):

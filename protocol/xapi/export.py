@@ -47,9 +47,12 @@ class ExportStream:
         self.received += len(piece)
         return piece
 
-    async def read_view(self) -> memoryview:
-        """Look at the next bytes until the next read; empty at the end. Raises as `read` does."""
-        view = await self._some(_PIECE)
+    async def read_view(self, most: int = _PIECE) -> memoryview:
+        """Look at the next bytes, `most` of them, until the next read; empty at the end. Raises as `read` does.
+
+        No more than those are taken from the connection, so what follows can be read into a buffer elsewhere.
+        """
+        view = await self._some(most, ahead=False)
         self.received += len(view)
         return view
 
@@ -92,11 +95,12 @@ class ExportStream:
             surplus += some
         return bytes(surplus)
 
-    async def _some(self, n: int) -> memoryview:
-        """At most `n` bytes, which stay as they are until the next read."""
+    async def _some(self, n: int, *, ahead: bool = True) -> memoryview:
+        """At most `n` bytes, which stay as they are until the next read. Others are received `ahead` of their time."""
         if not self._ahead:
             begun, self._begun = self._begun, True
-            length = await self._receive(self._piece, 1 if begun else STATUS_LINE_LENGTH)
+            room = self._piece if ahead or not begun else self._piece[:n]
+            length = await self._receive(room, 1 if begun else STATUS_LINE_LENGTH)
             if not begun and is_response_head(self._piece[:length]):
                 length = await self._refuse_response(length)
             self._ahead = self._piece[:length]

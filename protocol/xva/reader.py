@@ -103,6 +103,11 @@ class XvaReader:
         """Take the next bytes; exhaust the iterator before feeding more. Raises `FormatError`."""
         return self._scan.feed(data)
 
+    def coming(self) -> tuple[int, int] | None:
+        """Where on its disk the content lies that the next bytes are, and how many they are; None if they are none."""
+        coming = self._scan.coming()
+        return (coming[0].offset, coming[1]) if coming and isinstance(coming[0], Data) else None
+
     def finish(self) -> None:
         """Say that the stream is over. Raises `FormatError` if it was cut short."""
         self._scan.finish()
