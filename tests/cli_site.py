@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import fork_server
+
 MiB = 1 << 20
 MOVER = [sys.executable, "-m", "mover"]
 PASSWORD = "correct-horse-battery"
@@ -44,7 +46,7 @@ class Site:
 
     def mover(self, *arguments: object, code: int = 0) -> str:
         """Run a command to its end; its stdout."""
-        done = subprocess.run(
+        done = fork_server.run(
             [*MOVER, *map(str, arguments)],
             capture_output=True,
             text=True,
@@ -61,7 +63,7 @@ def on_a_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
     """Run a command with a terminal of 100 columns for everything; its exit code and all that was shown."""
     ours, theirs = pty.openpty()
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    with subprocess.Popen(
+    with fork_server.Popen(
         [*MOVER, *map(str, arguments)],
         stdin=theirs,
         stdout=theirs,
@@ -85,7 +87,7 @@ def on_a_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
 @contextmanager
 def cli_site(tmp_path: Path) -> Iterator[Site]:
     """A running pool without VMs, and a job for it."""
-    with subprocess.Popen(
+    with fork_server.Popen(
         [*MOVER, "simulate", "--dir", str(tmp_path / "pool"), "--password", PASSWORD, "--json"],
         stdout=subprocess.PIPE,
         text=True,

@@ -2,7 +2,8 @@
 
 `python -m tests.odd_machine FILE ARGUMENTS...` runs the command line with these arguments. FILE is JSON: `clock` is by
 how many seconds the wall clock is off, `store` the error (errno) of everything that would write to the store; one that
-is full still takes names away, one that is read-only does not.
+is full still takes names away, one that is read-only does not. The pauses before a lost connection is tried again are
+`pauses` times as long as usual: it is tried as often as ever.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from mover.cli import main
 from mover.store import directory
 from mover.store.backend import Buffer
 from mover.store.file_ops import FileOps
+from protocol.nbd import Patience
 
 _time = time.time
+_pause = Patience.pause
 
 
 def _state() -> dict[str, Any]:
@@ -72,4 +75,5 @@ class OddOps(FileOps):
 if __name__ == "__main__":
     time.time = lambda: _time() + _state().get("clock", 0.0)
     directory.FileOps = OddOps  # type: ignore[misc]
+    Patience.pause = lambda self, failures: _pause(self, failures) * _state().get("pauses", 1.0)  # type: ignore[method-assign]
     sys.exit(main(sys.argv[2:]))

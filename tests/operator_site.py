@@ -14,6 +14,7 @@ from typing import Any
 
 from mover.simulator import Options
 from mover.store import Point
+from tests import fork_server
 from tests.odd_machine import tell
 from tests.pool_fixtures import MiB, Site, site
 
@@ -51,7 +52,7 @@ class Operator:
     here: Site
     job: Path
     odd: Path
-    running: asyncio.subprocess.Process | None = None
+    running: fork_server.Process | None = None
 
     def vm(self, name: str, sizes: list[int], sr: str | None = None) -> list[str]:
         """A VM whose disks are full of what cannot be guessed; the UUIDs of its disks."""
@@ -67,7 +68,7 @@ class Operator:
 
     async def run(self, happenings: Happenings | None = None, *options: str) -> Ended:
         """Run the job to its end. `running` is the process, for what happens meanwhile."""
-        process = self.running = await asyncio.create_subprocess_exec(
+        process = self.running = await fork_server.create_subprocess_exec(
             *(sys.executable, "-m", "tests.odd_machine", str(self.odd)),
             *("run", str(self.job), "--progress", "json", *options),
             stdout=asyncio.subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mover.store import PointDisk, PointRecord, Store
+from tests import fork_server
 from tests.store_fixtures import noise, text, write_disk
 
 MiB = 1 << 20
@@ -59,7 +60,7 @@ def store_with(where: Path, disks: Sequence[tuple[str, bytes]], metadata: bytes 
 class Served:
     """A running `mover serve`. `disks` is what it said on stdout: uri, position, name and size of each."""
 
-    process: asyncio.subprocess.Process
+    process: fork_server.Process
     disks: list[dict[str, object]]
     said: list[str] = field(default_factory=list)
 
@@ -93,7 +94,7 @@ class Served:
 async def serving(*arguments: object) -> AsyncIterator[Served]:
     """Run `mover serve ARGUMENTS` on a free port (or as the arguments say) until the end of the block."""
     place = [] if {"--port", "--socket"} & {str(argument) for argument in arguments} else ["--port", "0"]
-    process = await asyncio.create_subprocess_exec(
+    process = await fork_server.create_subprocess_exec(
         *MOVER,
         "serve",
         *map(str, arguments),

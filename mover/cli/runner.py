@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 import uvloop
@@ -39,6 +39,7 @@ _MODULES = {
     "simulate": "mover.cli.simulate",
     "demo": "mover.cli.demo",
 }
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Written without a buffer: a signal may come in the middle of another write.
 _STOPPING = b"stopping: cleaning up; once more to stop at once\n"
@@ -49,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     received: list[int] = []
     keep_freed_memory()
     try:
-        verb: Callable[[argparse.Namespace], Awaitable[int]] = import_module(_MODULES[options.verb]).main
+        with _one_blas_thread():
+            verb: Callable[[argparse.Namespace], Awaitable[int]] = import_module(_MODULES[options.verb]).main
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_interruptible(verb, options, received))
     except (asyncio.CancelledError, KeyboardInterrupt):
@@ -62,6 +64,21 @@ def run(options: argparse.Namespace) -> int:
         return 0
     except Exception as error:  # noqa: BLE001 - the last resort: everything else is a bug
         return _explain(error)
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """numpy is imported within: it would start a thread for each processor, which spin for nothing to do for a while.
+
+    Only indexes and bitmaps are looked at with it. Commands that are run later get the environment as it was.
+    """
+    before = os.environ.get(_BLAS_THREADS)
+    os.environ[_BLAS_THREADS] = before or "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_BLAS_THREADS]
 
 
 async def _interruptible(

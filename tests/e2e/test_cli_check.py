@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,6 +16,7 @@ from mover.simulator.faults import NbdFault
 from mover.simulator.sr import allowed_operations, driver_features
 from protocol.secret import Secret
 from protocol.xapi import Trust, connect
+from tests import fork_server
 from tests.pool_fixtures import MiB, Site, fill_some, site
 
 
@@ -356,14 +356,14 @@ def test_the_command(tmp_path: Path):
         f'[store]\nurl = "{tmp_path}/store"\n[[vms]]\nall = true\n'
     )
     command = [sys.executable, "-m", "mover", "check", str(job)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
+    done = fork_server.run(command, capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
     assert done.returncode == 40, done.stderr
     assert f"ERROR    secret: the pool's password: {secret} can be read by others\n" in done.stdout
     assert f"         fix: chmod 600 {secret}\n" in done.stdout
     assert "correct-horse" not in done.stdout
     assert done.stdout.splitlines()[-1] == "1 errors, 0 warnings"
     assert done.stderr == ""
-    told = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=False)
+    told = fork_server.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=False)
     answer = json.loads(told.stdout)
     assert (told.returncode, answer["exit_code"]) == (40, 40)
     (error,) = [finding for finding in answer["findings"] if finding["level"] == "error"]

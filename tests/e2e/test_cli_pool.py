@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import fork_server
 from tests.cli_site import MOVER, MiB, Site, cli_site
 
 
@@ -63,7 +64,7 @@ def test_an_interrupted_run_leaves_a_clean_place(site: Site):
     site.mover("run", site.job)
     site.tell("fill", vdi=vdi, offset=0, length=64 * MiB, kind="random")
     site.tell("network", latency=0.05, bandwidth=4 * MiB)
-    with subprocess.Popen(
+    with fork_server.Popen(
         [*MOVER, "run", str(site.job), "--progress", "json", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

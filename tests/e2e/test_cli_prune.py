@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 
 from mover.store import Store
+from tests import fork_server
 from tests.store_fixtures import noise, point_of, write_disk
 
 DAY = 86_400.0
 
 
 def prune(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return fork_server.run(
         [sys.executable, "-m", "mover", "prune", *map(str, arguments)],
         capture_output=True,
         text=True,

@@ -16,6 +16,7 @@ from mover.errors import StoreDamagedError
 from mover.events import AnyEvent, DiskFinished
 from mover.store import PointDisk, PointRecord, Store
 from protocol.secret import Secret
+from tests import fork_server
 from tests.store_fixtures import CHUNK, files_of, noise, read_disk, small_packs, text, write_disk
 
 CHUNKS = 40
@@ -218,7 +219,7 @@ async def test_a_damaged_point_does_not_keep_the_others(tmp_path: Path):
 
 
 def mover(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return fork_server.run(
         [sys.executable, "-m", "mover", *arguments],
         capture_output=True,
         text=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import fork_server
 from tests.cli_site import MOVER, on_a_terminal
 
 
@@ -16,7 +17,7 @@ from tests.cli_site import MOVER, on_a_terminal
 def simulated(folder: Path, *arguments: str) -> Iterator[Path]:
     """A pool that is served as long as the block lasts; a job with the section that it printed."""
     command = [*MOVER, "simulate", "--dir", str(folder / "pool"), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with fork_server.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         section = []
         for line in process.stdout:
@@ -46,7 +47,7 @@ def test_a_terminal_has_bars_with_rates_and_the_table_a_pipe_has_lines(tmp_path:
             at for at, line in enumerate(lines) if re.match(r"VM +outcome +disks +changed +read +stored", line)
         )
         assert re.match(r"web-1 +done +2, 2 full +26 MiB +26 MiB", lines[table + 1])
-        done = subprocess.run([*MOVER, "run", str(job)], capture_output=True, text=True, timeout=60, check=True)
+        done = fork_server.run([*MOVER, "run", str(job)], capture_output=True, text=True, timeout=60, check=True)
         assert "\x1b" not in done.stderr + done.stdout and "━" not in done.stderr
         assert any(line.startswith("web-1/0 (web-1 disk 0): incremental, 0 B of") for line in done.stderr.splitlines())
         assert re.fullmatch(r"web-1\tdone\t[0-9a-f]{16}\n", done.stdout)
@@ -55,6 +56,6 @@ def test_a_terminal_has_bars_with_rates_and_the_table_a_pipe_has_lines(tmp_path:
 @pytest.mark.parametrize("text", ["web", "web=", "web=0", "=1GiB", "web=1XB", "web=4MiB,"])
 def test_a_vm_that_cannot_be_made_is_said(tmp_path: Path, text: str):
     command = [*MOVER, "simulate", "--dir", str(tmp_path), "--vm", text]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = fork_server.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"--vm {text}" in done.stderr and "hint: as in --vm web=1GiB,64MiB" in done.stderr

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import fork_server
 from tests.cli_site import MOVER, PASSWORD, MiB, Site, cli_site, on_a_terminal
 
 # What a session looks like; an NBD export's name holds one.
@@ -76,7 +77,7 @@ def everything(site: Site, posted: list[str]) -> dict[str, str]:
 
 def run(site: Site, *arguments: object) -> int:
     """A command whose end may be bad; what it says is kept."""
-    done = subprocess.run(
+    done = fork_server.run(
         [*MOVER, *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -142,7 +143,7 @@ def test_a_wrong_password_is_not_repeated_and_an_interrupted_run_says_nothing_ei
     site.tell("make_vm", name="web", sizes=[16 * MiB])
     wrong = "tr0ub4dor&3"
     for verb in ("run", "check", "explain"):
-        done = subprocess.run(
+        done = fork_server.run(
             [*MOVER, verb, str(site.job)],
             capture_output=True,
             text=True,
@@ -155,7 +156,7 @@ def test_a_wrong_password_is_not_repeated_and_an_interrupted_run_says_nothing_ei
     site.tell("network", latency=0.2)
     (vdi,) = site.tell("make_vm", name="web 2", sizes=[32 * MiB])["vdis"]
     site.tell("fill", vdi=vdi, offset=0, length=32 * MiB, kind="random")
-    with subprocess.Popen(
+    with fork_server.Popen(
         [*MOVER, "run", str(site.job), "--progress", "json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -14,6 +14,7 @@ from mover.store import Store
 from protocol.extent import Extent
 from protocol.nbd import Endpoint
 from protocol.secret import Secret
+from tests import fork_server
 from tests.nbd_fixtures import Client, connected
 from tests.serve_fixtures import MOVER, MiB, Served, patchy, serving, store_with
 from tests.simulator_fixtures import in_thread
@@ -32,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `mover serve`, which is to fail."""
-    return subprocess.run(
+    return fork_server.run(
         [*MOVER, "serve", *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
     )
 
@@ -314,7 +315,7 @@ def test_a_point_that_is_not_there(store: Path) -> None:
 
 def test_people_are_told_the_address_of_each_disk(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "a socket"
-    with subprocess.Popen(
+    with fork_server.Popen(
         [*MOVER, "serve", str(store), "latest", "--socket", str(path)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None

@@ -18,6 +18,7 @@ import pytest
 import XenAPI
 
 from mover.store import Store
+from tests import fork_server
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -44,7 +45,7 @@ class Scene:
 
     def start(self) -> subprocess.Popen[str]:
         command = [*MOVER, "run", str(self.folder / "job.toml"), "--progress", "json"]
-        return subprocess.Popen(
+        return fork_server.Popen(
             command,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -55,9 +56,9 @@ class Scene:
     def explain(self) -> Any:
         """What `mover explain` says of the VM."""
         command = [*MOVER, "explain", str(self.folder / "job.toml")]
-        told = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, timeout=60).stdout
+        told = fork_server.run([*command, "--json"], check=True, capture_output=True, text=True, timeout=60).stdout
         (vm,) = json.loads(told)["vms"]
-        vm["words"] = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        vm["words"] = fork_server.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
         return vm
 
     def points(self) -> list[Any]:
@@ -66,7 +67,7 @@ class Scene:
     def restore(self, point: str) -> list[bytes]:
         out = self.folder / f"out-{point}"
         command = [*MOVER, "restore", str(self.folder / "store"), point, "--to", str(out), "--progress", "none"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        done = fork_server.run(command, check=True, capture_output=True, text=True, timeout=60)
         return [Path(line).read_bytes() for line in done.stdout.splitlines()]
 
     def snapshots(self) -> set[str]:
@@ -87,7 +88,7 @@ class Scene:
 @contextmanager
 def scene(folder: Path) -> Iterator[Scene]:
     command = [*MOVER, "simulate", "--dir", str(folder / "pool"), "--json", "--latency", "0.02"]
-    pool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    pool = fork_server.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert pool.stdout is not None
         where = json.loads(pool.stdout.readline())

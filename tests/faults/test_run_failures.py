@@ -43,7 +43,8 @@ def assert_failed(ended: Ended, vm: str, begins: str, *, hint: str) -> None:
 
 async def test_the_master_is_gone_for_good(tmp_path: Path):
     async with operator(tmp_path, Options(hosts=1), pool='retry-for = "1s"') as one:
-        disks = {name: one.vm(name, [3 * SIZE]) for name in ("a", "b")}
+        disks = {"a": one.vm("a", [3 * SIZE]), "b": one.vm("b", [SIZE])}
+        tell(one.odd, pauses=0.1)
         # Late enough for a page of the disk's tree, 8 MiB, to be written: what is in none is read again.
         ended = await one.run({("disk.progress", 5, one.uuid("a")): lambda: master_dies(one.here)})
         assert ended.code == 20
@@ -91,6 +92,7 @@ async def test_the_host_of_the_storage_is_gone(tmp_path: Path):
         database = one.here.simulator.pool.database
         (local,) = [ref for ref, record in database.items("SR") if record["name_label"] == "Local storage"]
         disks = {"far": one.vm("far", [SIZE], local), "near": one.vm("near", [SIZE])}
+        tell(one.odd, pauses=0.1)
         ended = await one.run({("disk.progress", 2, one.uuid("far")): lambda: one.here.simulator.stop_host(1)})
         assert ended.code == 3
         assert_failed(

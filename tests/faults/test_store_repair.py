@@ -11,6 +11,7 @@ import pytest
 from mover.errors import StoreDamagedError
 from mover.store import Store
 from protocol.secret import Secret
+from tests import fork_server
 from tests.store_fixtures import CHUNK, back_up, files_of, noise, read_disk, small_packs, text, write_disk
 
 STATES = [
@@ -220,7 +221,7 @@ def test_the_verb_says_what_is_lost(tmp_path: Path) -> None:
 
     def mover(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "mover", "repair", str(tmp_path), "--progress", "none", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return fork_server.run(command, capture_output=True, text=True, check=False)
 
     done = mover()
     assert (done.returncode, done.stderr) == (0, "")

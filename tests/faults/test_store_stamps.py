@@ -12,6 +12,7 @@ import pytest
 from mover.store import Store
 from mover.store.stamps import Stamp, write_stamps
 from protocol.secret import Secret
+from tests import fork_server
 from tests.store_fixtures import CHUNK, back_up, files_of, noise, small_packs
 
 PASSPHRASE = Secret("correct horse")
@@ -162,7 +163,7 @@ def test_a_damaged_point_does_not_keep_the_others_from_being_checked(tmp_path: P
     file.unlink()
     file.write_bytes(data)
     command = [sys.executable, "-m", "mover", "verify", str(tmp_path), "--progress", "none"]
-    done = subprocess.run([*command, "--older-than", "7d", "--json"], capture_output=True, text=True, check=False)
+    done = fork_server.run([*command, "--older-than", "7d", "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 30
     assert [damage["object"] for damage in json.loads(done.stdout)["damages"]] == [f"points/{file.name}"]
     assert due(tmp_path, 3600) == []
@@ -197,7 +198,7 @@ def test_the_verb(tmp_path: Path) -> None:
 
     def mover(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "mover", "verify", str(tmp_path), "--progress", "none", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return fork_server.run(command, capture_output=True, text=True, check=False)
 
     done = mover("--older-than", "7d", "--limit", "30%", "--json")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"damages": []})

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mover.store import Store
+from tests import fork_server
 from tests.disks_fixtures import needs
 from tests.serve_fixtures import MOVER, MiB, ext4_image
 from tests.store_fixtures import files_of, noise
@@ -81,7 +82,7 @@ class World:
 @contextmanager
 def pool(folder: Path) -> Iterator[dict[str, Any]]:
     """A simulated pool."""
-    with subprocess.Popen(
+    with fork_server.Popen(
         [*MOVER, "simulate", "--dir", str(folder), "--json"], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import fork_server
 from tests.disks_fixtures import needs
 from tests.serve_fixtures import MOVER, MiB, patchy, store_with
 from tests.store_fixtures import noise
@@ -40,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, bytes]]:
     folder = tmp_path_factory.mktemp("vhd")
     store_with(folder / "store", list(DISKS.items())).close()
     command = [*MOVER, "restore", str(folder / "store"), "latest", "--to", str(folder / "out"), "--format", "vhd"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = fork_server.run(command, capture_output=True, text=True, timeout=60, check=True)
     return list(zip(map(Path, done.stdout.splitlines()), DISKS.values(), strict=True))
 
 

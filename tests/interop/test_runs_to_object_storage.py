@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from mover.store import Store
+from tests import fork_server
 from tests.store_backends import KEY, SECRET, Weed, serving, weed
 
 __all__ = ["weed"]
@@ -76,7 +77,7 @@ class Scene:
         return (self.folder / "dump").read_bytes()
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return fork_server.Popen(
             [*MOVER, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -98,7 +99,7 @@ class Scene:
 
 @contextmanager
 def scene(folder: Path, weed: Weed, size: int) -> Iterator[Scene]:
-    with subprocess.Popen(
+    with fork_server.Popen(
         [*MOVER, "simulate", "--dir", str(folder / "pool"), "--json"], stdout=subprocess.PIPE, text=True
     ) as pool:
         try:

@@ -14,6 +14,7 @@ from mover.cli.units import check_calendars
 from mover.errors import JobError
 from mover.job import parse_job
 from mover.systemd import quoted, units
+from tests import fork_server
 
 JOB = """
 [pool]
@@ -51,7 +52,7 @@ def job_text(folder: Path, more: str = "", password: str = 'password-file = "/et
 def made(folder: Path, text: str, *options: str) -> list[Path]:
     """Run the command; the files it wrote."""
     (folder / "a job.toml").write_text(text)
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, "-m", "mover", "units", str(folder / "a job.toml"), "--to", str(folder / "units"), *options],
         capture_output=True,
         text=True,

@@ -12,6 +12,7 @@ from mover.job.model import LimitsSection
 from mover.report.prometheus import render
 from mover.report.summary import RunSummary, VmSummary
 from mover.unusual import ENOUGH
+from tests import fork_server
 from tests.e2e.test_cli_process import VERBS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -49,7 +50,7 @@ def test_the_alerts_are_yaml_of_the_right_shape():
 def test_commands_options_and_pages_that_are_named_are_there():
     for verb, options in re.findall(r"`mover (\w+)([^`]*)`", PAGE):
         assert verb in VERBS
-        usage = subprocess.run(
+        usage = fork_server.run(
             [sys.executable, "-m", "mover", verb, "--help"], capture_output=True, text=True, timeout=60, check=True
         ).stdout
         for option in re.findall(r"--[a-z-]+", options):

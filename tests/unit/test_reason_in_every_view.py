@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from mover.report.prometheus import render
 from mover.report.summary import RunSummary, Summary
 from mover.store import Point, PointDisk, PointRecord, Store
 from mover.store.names import PointName
+from tests import fork_server
 
 REASON = "the base snapshot 1234 is gone from the pool"
 STORY: list[AnyEvent] = [
@@ -103,4 +103,4 @@ def test_the_restore_point_says_it_later(tmp_path: Path, options: list[str]):
     with Store.create(tmp_path / "store").writer() as writer:
         writer.commit(PointRecord(vm_uuid="u", vm_name="web", created=1.0, disks=[disk]))
     command = [sys.executable, "-m", "mover", "show", str(tmp_path / "store"), "web", *options]
-    assert REASON in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert REASON in fork_server.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

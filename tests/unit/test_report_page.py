@@ -13,6 +13,7 @@ import pytest
 from mover.report.html import page
 from mover.store import Point, PointDisk, PointRecord, Store
 from mover.store.names import PointName
+from tests import fork_server
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra `report`)")
 
@@ -125,7 +126,8 @@ def test_an_empty_store_and_a_vm_without_disks():
 
 
 def report(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    # Variables of Python's own are read when the interpreter begins.
+    return (subprocess.run if environment else fork_server.run)(
         [sys.executable, "-m", "mover", "report", *map(str, arguments)],
         capture_output=True,
         text=True,
