@@ -60,10 +60,10 @@ def with_store_lines(job: Path, target: Path, *lines: str) -> Path:
 def make_cheap(path: Path) -> None:
     """The same passphrase from now on takes less time: a store that `mover` has made has a key that is dear."""
     store = Store.open(path, passphrase=PASSPHRASE)
-    (dear,) = store.keys().slots()
+    ((dear,), _) = store.keys.slots()
     assert dear.cost.memory > CHEAP.memory
     store.add_passphrase(PASSPHRASE, cost=CHEAP)
-    store.keys().remove(dear.id)
+    store.keys.remove(dear.id)
 
 
 def test_run_incremental_verify_restore_with_a_passphrase_from_each_source(
