@@ -38,6 +38,17 @@ def remains(rng: random.Random, number: int) -> Iterator[float]:
     yield from ([0.0, 1.0] + [rng.choice([0.1, 0.5, 0.9]) for _ in range(number)])[:number]
 
 
+def crash_every() -> int:
+    """One of so many calls is looked at; a nightly run looks at each."""
+    return int(os.environ.get("MOVER_CRASH_EVERY", "3"))
+
+
+def spread(number: int, every: int, rng: random.Random) -> frozenset[int]:
+    """Of the numbers from 1 to `number` the last and one of each `every`: any, so that no rhythm goes unseen."""
+    firsts = range(1, number + 1, every)
+    return frozenset({number, *(rng.randrange(first, min(first + every, number + 1)) for first in firsts)})
+
+
 @dataclass(frozen=True)
 class Op:
     """One call, in the order in which they took effect. "note" is what the test wants to remember at this point."""

@@ -31,7 +31,7 @@ from tests.store_fixtures import (
     write_disk,
 )
 
-STEP = int(os.environ.get("MOVER_FLIP_STEP", "7")) * 4
+STEP = int(os.environ.get("MOVER_FLIP_STEP", "17")) * 4
 
 
 def small_disk(last: int = 0) -> bytes:

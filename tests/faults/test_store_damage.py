@@ -29,7 +29,7 @@ from tests.store_fixtures import (
 )
 
 # Every so many bytes are flipped; a nightly run flips all.
-STEP = int(os.environ.get("MOVER_FLIP_STEP", "7"))
+STEP = int(os.environ.get("MOVER_FLIP_STEP", "17"))
 
 
 def small_disk(last: int = 0) -> bytes:

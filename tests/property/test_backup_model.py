@@ -198,7 +198,7 @@ async def live(steps: list[str], seed: int) -> None:
 lives = st.lists(st.sampled_from(STEPS), min_size=4, max_size=14)
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(lives, st.integers(0, 1000))
 def test_every_point_of_a_random_life_restores(steps: list[str], seed: int):
     asyncio.run(live(steps, seed))

@@ -21,7 +21,7 @@ from tests.far_memory import Far, FarBackend
 from tests.property.test_store_prune_schedules import CASTS, Play, beginning, everybody
 from tests.store_schedules import Actor, MemoryBackend, play
 
-SCHEDULES = int(os.environ.get("MOVER_PRUNE_SCHEDULES", "200")) // 5
+SCHEDULES = int(os.environ.get("MOVER_PRUNE_SCHEDULES", "100")) // 5
 ENOUGH = 2000
 LAG = 25
 

@@ -29,7 +29,7 @@ from tests.store_fixtures import CHUNK, noise, point_of, read_disk, text, write_
 from tests.store_schedules import END, Actor, MemoryBackend, Objects, play
 
 # Schedules looked at; a nightly run looks at more.
-SCHEDULES = int(os.environ.get("MOVER_PRUNE_SCHEDULES", "200"))
+SCHEDULES = int(os.environ.get("MOVER_PRUNE_SCHEDULES", "100"))
 EVERY = "MOVER_PRUNE_SCHEDULES" in os.environ
 # How many are tried to find out a protocol that lacks something.
 ENOUGH = 3000
@@ -227,7 +227,7 @@ def run_script(script: Script) -> None:
 
 @pytest.mark.parametrize("part", range(3))
 def test_no_two_interruptions_lose_anything(part: int) -> None:
-    for script in islice(scripts(), part, None, 3 if EVERY else 12):
+    for script in islice(scripts(), part, None, 3 if EVERY else 24):
         try:
             run_script(script)
         except BaseException as error:
