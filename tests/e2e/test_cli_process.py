@@ -16,6 +16,7 @@ import pytest
 
 from mover.backup.metadata import VmMetadata, encode
 from mover.store import Store
+from tests import fork_server
 from tests.store_fixtures import noise, point_of, write_disk
 
 MOVER = [sys.executable, "-m", "mover"]
@@ -38,7 +39,7 @@ SECRET = "correct-horse-battery"
 
 
 def mover(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return fork_server.run(
         [*MOVER, *map(str, arguments)],
         capture_output=True,
         text=True,
