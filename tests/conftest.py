@@ -1,4 +1,7 @@
-"""What every test gets: state of its own, and one setting of hypothesis for slow and shared machines."""
+"""What every test gets: state of its own, and one setting of hypothesis for slow and shared machines.
+
+Places for stores are here because one server then does for all modules: a fixture that a module imports is its own.
+"""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +9,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.store_backends import place, weed
+
+__all__ = ["place", "weed"]
 
 settings.register_profile("mover", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # On CI the examples are the same every time: a failure there is of the change, and a new example is found at home.

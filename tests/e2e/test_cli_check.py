@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from mover.job import parse_job
 from mover.simulator import XENSERVER_7_1, Options
 from mover.simulator.faults import NbdFault
 from mover.simulator.sr import allowed_operations, driver_features
+from protocol.nbd import Patience as NbdPatience
 from protocol.secret import Secret
-from protocol.xapi import Trust, connect
+from protocol.xapi import Patience, Trust, connect
 from tests import fork_server
 from tests.pool_fixtures import MiB, Site, fill_some, site
 
@@ -75,7 +77,9 @@ async def test_no_purpose_and_the_command_that_fixes_it(tmp_path: Path):
         assert verdict(findings) == 41
 
 
-async def test_both_purposes_at_once(tmp_path: Path):
+async def test_both_purposes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # The run tries as often as ever to reach a server that refuses it, without pauses.
+    monkeypatch.setattr(NbdPatience, "pause", lambda self, failures: 0.0)
     async with site(tmp_path, Options(nbd="both")) as here:
         fill_some(here, here.simulator.vdis_of(here.simulator.make_vm("web", [4 * MiB])))
         findings = await look(here)
@@ -253,7 +257,9 @@ async def test_a_vm_that_is_blocked_moving_or_not_there(tmp_path: Path):
         assert "first backup of this disk" in found.what
 
 
-async def test_credentials_and_a_pool_that_is_away(tmp_path: Path):
+async def test_credentials_and_a_pool_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # A pool that is away is tried as often as ever, after shorter pauses.
+    monkeypatch.setattr("mover.run.Patience", partial(Patience, first_wait=0.01))
     async with site(tmp_path) as here:
         here.simulator.make_vm("web", [2 * MiB])
         job = here.job()

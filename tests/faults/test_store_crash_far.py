@@ -18,11 +18,9 @@ from mover.errors import FencedError, StoreMissingError
 from mover.store import Patience, Store
 from mover.store.backend import Backend, Buffer, Tuning, Upload
 from tests.power_cut import crash_seed
-from tests.store_backends import Place, place, weed
+from tests.store_backends import Place
 from tests.store_fixtures import CHUNK, back_up, noise, point_of, restore, small_packs, text, write_disk
 from tests.store_schedules import Objects
-
-__all__ = ["place", "weed"]
 
 # Moments looked at; a nightly run looks at all of them several times.
 MOMENTS = int(os.environ.get("MOVER_FAR_CRASHES", "8"))

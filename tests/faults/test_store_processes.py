@@ -10,10 +10,8 @@ import sys
 import pytest
 
 from mover.store import Patience
-from tests.store_backends import Place, Weed, place, weed
+from tests.store_backends import Place, Weed
 from tests.store_fixtures import CHUNK, noise, restore, text
-
-__all__ = ["place", "weed"]
 
 WRITERS = 3
 # Looks at the index, and writes only once told to: by then all have seen that nothing is stored yet.

@@ -21,10 +21,8 @@ from mover.store.point import FENCE
 from mover.store.publish import publish_written
 from tests.format_reader import Reader
 from tests.power_cut import CutDisk, Op, RecordingOps
-from tests.store_backends import Place, place, weed
+from tests.store_backends import Place
 from tests.store_fixtures import CHUNK, back_up, noise, point_of, restore, small_packs, text, write_disk
-
-__all__ = ["place", "weed"]
 
 
 def impatient() -> Patience:

@@ -12,6 +12,7 @@ from mover.errors import StoreDamagedError
 from mover.store import Store
 from protocol.secret import Secret
 from tests import fork_server
+from tests.crypt_fixtures import CHEAP
 from tests.store_fixtures import CHUNK, back_up, files_of, noise, read_disk, small_packs, text, write_disk
 
 STATES = [
@@ -28,7 +29,7 @@ def passphrase(request: pytest.FixtureRequest) -> Secret | None:
 
 def filled(path: Path, passphrase: Secret | None = None) -> list[str]:
     """A store with packs of 512 KiB and a point for each of `STATES`; the ids of the points."""
-    store = small_packs(Store.create(path, passphrase=passphrase), 512 << 10)
+    store = small_packs(Store.create(path, passphrase=passphrase, cost=CHEAP), 512 << 10)
     return [back_up(store, data, float(number)) for number, data in enumerate(STATES)]
 
 

@@ -13,6 +13,7 @@ from mover.store import Store
 from mover.store.stamps import Stamp, write_stamps
 from protocol.secret import Secret
 from tests import fork_server
+from tests.crypt_fixtures import CHEAP
 from tests.store_fixtures import CHUNK, back_up, files_of, noise, small_packs
 
 PASSPHRASE = Secret("correct horse")
@@ -21,7 +22,7 @@ CHUNKS = 16
 
 def filled(path: Path, passphrase: Secret | None = None, points: int = 4) -> list[str]:
     """A store whose points share nothing and have a pack each; their ids, oldest first."""
-    store = small_packs(Store.create(path, passphrase=passphrase), CHUNKS * CHUNK // 2)
+    store = small_packs(Store.create(path, passphrase=passphrase, cost=CHEAP), CHUNKS * CHUNK // 2)
     return [back_up(store, noise(n, CHUNKS * CHUNK), float(n), f"vm{n}") for n in range(points)]
 
 

@@ -14,10 +14,8 @@ import pytest
 
 from tests.faults.test_store_crash_far import Recorded, left_behind
 from tests.power_cut import crash_seed
-from tests.store_backends import Place, place, weed
+from tests.store_backends import Place
 from tests.store_verbs import SCENES, copy_from, directory
-
-__all__ = ["place", "weed"]
 
 # Moments looked at for each verb; a nightly run looks at all of them.
 MOMENTS = int(os.environ.get("MOVER_FAR_CRASHES", "4"))

@@ -5,10 +5,8 @@ from __future__ import annotations
 from mover.store import Store
 from protocol.secret import Secret
 from tests.crypt_fixtures import CHEAP, PASSPHRASE
-from tests.store_backends import Place, place, weed
+from tests.store_backends import Place
 from tests.store_fixtures import CHUNK, back_up, noise, restore, small_packs
-
-__all__ = ["place", "weed"]
 
 
 def test_a_life_of_an_encrypted_store(place: Place) -> None:

@@ -18,9 +18,7 @@ import pytest
 
 from mover.store import Store
 from tests import fork_server
-from tests.store_backends import KEY, SECRET, Weed, serving, weed
-
-__all__ = ["weed"]
+from tests.store_backends import KEY, SECRET, Weed, serving
 
 MiB = 1 << 20
 MOVER = [sys.executable, "-m", "mover"]

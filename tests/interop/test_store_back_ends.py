@@ -13,10 +13,8 @@ from mover.store.probe import refuse_unfit
 from mover.store.s3 import S3Backend
 from protocol.secret import Secret
 from tests.crypt_fixtures import CHEAP
-from tests.store_backends import Place, Weed, place, weed
+from tests.store_backends import Place, Weed
 from tests.store_fixtures import CHUNK, back_up, noise, restore
-
-__all__ = ["place", "weed"]
 
 
 def test_an_object_is_put_once(place: Place) -> None:
