@@ -11,8 +11,8 @@ from threading import Lock
 
 from mover.pipeline.low_water import LowWater
 from mover.pipeline.take import Take
-from mover.store import Tree, Writer
-from protocol.extent import Extent
+from mover.store import ID_LENGTH, Tree, Writer
+from protocol.extent import Extent, total
 from protocol.tasks import in_thread
 
 
@@ -66,19 +66,21 @@ class Intake:
             self._loop.call_soon_threadsafe(self._progress, self.counts)
 
     def _seal(self, offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
-        for extent in wanted:
-            start = extent.offset - offset
-            sealed = self._writer.seal(view[start : start + extent.length])
-            with self._lock:
-                self._tree.put(extent.offset // self._chunk_size, sealed.ids)
-                counts = self.counts
-                counts.done += extent.length
-                counts.zero += sealed.zero
-                counts.known += sealed.known
-                counts.new += sealed.new
-                counts.stored += sealed.stored
+        sealed = self._writer.seal_all([view[extent.offset - offset : extent.end - offset] for extent in wanted])
+        with self._lock:
+            ids, chunk_size = sealed.ids, self._chunk_size
+            for extent in wanted:
+                length = -(-extent.length // chunk_size) * ID_LENGTH
+                self._tree.put(extent.offset // chunk_size, ids[:length])
+                ids = ids[length:]
                 self._low_water.delivered(extent)
-                self._tree.advance(self._low_water.mark // self._chunk_size)
+            counts = self.counts
+            counts.done += total(wanted)
+            counts.zero += sealed.zero
+            counts.known += sealed.known
+            counts.new += sealed.new
+            counts.stored += sealed.stored
+            self._tree.advance(self._low_water.mark // chunk_size)
         self._tell()
 
     async def skip(self, extent: Extent) -> None:

@@ -3,6 +3,7 @@
 The format is described byte by byte in docs/FORMAT.md.
 """
 
+from mover.store.identity import ID_LENGTH
 from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.names import PartialName
 from mover.store.partial import PartialDisk, PartialRun, PartialVm
@@ -19,6 +20,7 @@ from mover.store.verify import Damage
 from mover.store.writer import Writer
 
 __all__ = [
+    "ID_LENGTH",
     "MAX_RAW",
     "MEMORY",
     "Begun",

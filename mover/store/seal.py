@@ -19,9 +19,9 @@ from mover.store.record import CHUNK, Record
 
 
 class Sealed(NamedTuple):
-    """What became of a buffer: ids of its chunks (32 bytes each, joined), and its bytes by fate.
+    """What became of some content: ids of its chunks (32 bytes each, joined), and its bytes by fate.
 
-    `zero` + `known` + `new` is the buffer's length; `stored` is what the packs have grown by.
+    `zero` + `known` + `new` is their length; `stored` is what the packs have grown by.
     """
 
     ids: bytes
@@ -55,8 +55,8 @@ class Sealer:
         self._zeros = bytes(chunk_size)
         self._compressors = Compressors(level, chunk_size)
 
-    def seal(self, view: memoryview) -> Sealed:
-        """Seal consecutive chunks; the last one may be short. `view` may be reused on return."""
+    def seal(self, views: Sequence[memoryview]) -> Sealed:
+        """Seal the consecutive chunks in each of `views`, which may be reused on return. The last one may be short."""
         chunk_size = self._chunk_size
         # Comparing this way round is fast; `chunk == zeros` goes byte by byte and holds the interpreter's lock.
         is_zero = self._zeros.startswith
@@ -64,15 +64,16 @@ class Sealer:
         ids: list[bytes] = []
         fresh: dict[bytes, memoryview] = {}
         zero = 0
-        for start in range(0, len(view), chunk_size):
-            chunk = view[start : start + chunk_size]
-            if is_zero(chunk):
-                zero += len(chunk)
-                ids.append(ZERO_ID)
-            else:
-                id = blake3(chunk, key=key).digest()
-                ids.append(id)
-                fresh[id] = chunk
+        for view in views:
+            for start in range(0, len(view), chunk_size):
+                chunk = view[start : start + chunk_size]
+                if is_zero(chunk):
+                    zero += len(chunk)
+                    ids.append(ZERO_ID)
+                else:
+                    id = blake3(chunk, key=key).digest()
+                    ids.append(id)
+                    fresh[id] = chunk
         new = stored = 0
         if fresh:
             compressor, cipher = self._compressors.mine, self._cipher
@@ -82,4 +83,4 @@ class Sealer:
 
             written, stored = self._add(list(fresh), make)
             new = sum(len(fresh[id]) for id in written)
-        return Sealed(b"".join(ids), zero, len(view) - zero - new, new, stored)
+        return Sealed(b"".join(ids), zero, sum(map(len, views)) - zero - new, new, stored)

@@ -86,8 +86,12 @@ class Writer:
 
         `view` is not used after the call. Raises `StoreFullError`, `StoreIoError`, `FencedError`.
         """
+        return self.seal_all([view])
+
+    def seal_all(self, views: Sequence[memoryview]) -> Sealed:
+        """Store the chunks of several, as `seal` those of one; looking them up and compressing them is one step."""
         self._lease.renew_if_due()
-        return self._sealer.seal(view)
+        return self._sealer.seal(views)
 
     def put_blob(self, data: bytes) -> bytes:
         """Store at most 4 MiB under an id made of its content. Raises `ValueError` if it is larger."""
