@@ -143,6 +143,7 @@ def _running() -> socket.socket:
             subprocess.Popen(
                 [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
                 cwd=ROOT,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -205,6 +206,7 @@ def _become(asked: dict[str, Any], streams: list[int]) -> str:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _import_all()
+    assert len(os.listdir("/proc/self/task")) == 1, "what is forked from several threads may wait for one that is gone"
     gc.collect()
     gc.freeze()
     runpy.run_module(_become(*_serve(socket.socket(fileno=int(sys.argv[1])))), run_name="__main__", alter_sys=True)
