@@ -30,8 +30,8 @@ class Pages(Protocol):
         """The 128 ids of a page, joined together."""
         ...
 
-    def get_beside(self, level: int, id: bytes, siblings: bytes) -> bytes:
-        """A page that is read one after another with those beside it."""
+    def get_beside(self, level: int, siblings: bytes, position: int) -> bytes:
+        """A page that is read one after another with those beside it: one of 128 `siblings`, by its position."""
         ...
 
 
@@ -47,22 +47,21 @@ class PageCache:
         """The 128 ids of a page, joined together. The zero id is a page of zeros. Raises `StoreDamagedError`."""
         return self.get_many(level, [id])[0]
 
-    def get_beside(self, level: int, id: bytes, siblings: bytes) -> bytes:
-        """A page; those that follow it are read along, whose ids are joined in `siblings`, up to 128 of them.
+    def get_beside(self, level: int, siblings: bytes, position: int) -> bytes:
+        """The page at a position among 128, whose ids are joined in `siblings`; others may be read along with it.
 
         Who reads pages one after another then looks them up, and waits for a store that is far away, once for many.
+        Where it is near, only those that follow are read, and only if the page before was.
         """
+        id = _id_at(siblings, position)
         with self._lock:
             at_hand = id == ZERO_ID or (level, id) in self._kept
-        if at_hand:
-            return self.get(level, id)
-        beside = split_ids(siblings)
-        if not self._records.far:
-            first = beside.index(id)
-            beside = beside[first : first + _BESIDE]
-        # One of the others may be damaged, which is not our business.
-        with suppress(StoreDamagedError):
-            self.get_many(level, [sibling for sibling in beside if sibling != ZERO_ID])
+            one_after_another = position > 0 and (level, _id_at(siblings, position - 1)) in self._kept
+        if not at_hand and (self._records.far or one_after_another):
+            along = siblings if self._records.far else siblings[position * ID_LENGTH :][: _BESIDE * ID_LENGTH]
+            # One of the others may be damaged, which is not our business.
+            with suppress(StoreDamagedError):
+                self.get_many(level, [sibling for sibling in split_ids(along) if sibling != ZERO_ID])
         return self.get(level, id)
 
     def get_many(self, level: int, ids: Sequence[bytes]) -> list[bytes]:
@@ -101,10 +100,10 @@ class GuardedPages:
         with self._guard():
             return self._cache.get(level, id)
 
-    def get_beside(self, level: int, id: bytes, siblings: bytes) -> bytes:
+    def get_beside(self, level: int, siblings: bytes, position: int) -> bytes:
         """See `PageCache.get_beside`."""
         with self._guard():
-            return self._cache.get_beside(level, id, siblings)
+            return self._cache.get_beside(level, siblings, position)
 
 
 class StoredTree:
@@ -120,7 +119,7 @@ class StoredTree:
         """The id of page `number` of `level`, at most the root's level."""
         if level == self.root_level:
             return self.root if number == 0 else ZERO_ID
-        return self.ids(level + 1, number // FANOUT)[number % FANOUT * ID_LENGTH :][:ID_LENGTH]
+        return _id_at(self.ids(level + 1, number // FANOUT), number % FANOUT)
 
     def ids(self, level: int, number: int) -> bytes:
         """The 128 ids of page `number` of `level`; above the root, what a taller tree of this content would have."""
@@ -128,12 +127,15 @@ class StoredTree:
             if level or level == self.root_level:
                 return self._cache.get(level, self.id(level, number))
             # Leaves beside each other lie together; pages further up have their leaves between them.
-            siblings = self.ids(level + 1, number // FANOUT)
-            return self._cache.get_beside(level, siblings[number % FANOUT * ID_LENGTH :][:ID_LENGTH], siblings)
+            return self._cache.get_beside(level, self.ids(level + 1, number // FANOUT), number % FANOUT)
         if level == self.root_level + 1 and number == 0:
             return self.root + NO_IDS[ID_LENGTH:]
         # Pages further up do not exist; the writer of a taller tree makes them from the one above the root.
         return NO_IDS
+
+
+def _id_at(ids: bytes, position: int) -> bytes:
+    return ids[position * ID_LENGTH : (position + 1) * ID_LENGTH]
 
 
 def count_chunks(size: int, chunk_size: int) -> int:
