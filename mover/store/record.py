@@ -105,7 +105,7 @@ def compressor(level: int, usual: int = 64 << 10) -> zstandard.ZstdCompressor:
     Length and checksum are in the record, so the frame carries neither.
     """
     # Level 1 looks for matches of seven bytes in long contents, as the zstd command does, and of six in those as short
-    # as ours. Seven are faster by a twentieth, and the output is larger by less than one percent (bench: `codec`).
+    # as ours. Seven are faster by some percent, and the output is larger by less than one (bench: `codec`).
     shortest = {"min_match": 7} if level == 1 else {}
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, source_size=usual, write_content_size=False, write_checksum=False, **shortest
