@@ -72,12 +72,12 @@ def _one_blas_thread() -> Iterator[None]:
 
     Only indexes and bitmaps are looked at with it. Commands that are run later get the environment as it was.
     """
-    before = os.environ.get(_BLAS_THREADS)
-    os.environ[_BLAS_THREADS] = before or "1"
+    chosen = _BLAS_THREADS in os.environ
+    os.environ.setdefault(_BLAS_THREADS, "1")
     try:
         yield
     finally:
-        if before is None:
+        if not chosen:
             del os.environ[_BLAS_THREADS]
 
 

@@ -47,10 +47,7 @@ _BISECTED = 64 << 10
 # takes a fifth of what a fault takes, which maps up to 1 MiB around it (seen on Linux 6.18 with ext4).
 FAR = 64 << 10
 
-
 ROW = np.dtype([("rest", "<u8", 3), ("pack", "<u4"), ("offset", "<u4"), ("length", "<u4"), ("meta", "<u4")])
-
-
 _NONE: I64 = np.empty(0, np.int64)
 _NO_PACKS: U32 = np.empty(0, np.uint32)
 
