@@ -23,9 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.errors import NbdError
 from protocol.extent import Extent
-from protocol.nbd import Block, Budget, Connection, Endpoint, Timeouts, connect
+from protocol.nbd import Budget, Connection, Endpoint, Timeouts, connect
 from protocol.nbd.connection import Service
 from protocol.secret import Secret
 from protocol.tasks import interruptible
@@ -112,19 +113,24 @@ def pattern(offset: int, length: int) -> bytes:
 
 
 class Sink:
-    """Takes blocks, and compares what it got: every wanted byte once, with the right content."""
+    """Takes blocks, and compares what it got: every wanted byte once, with the right content.
+
+    `together` has how many blocks came at once each time.
+    """
 
     def __init__(self, content: Callable[[int, int], bytes] = pattern) -> None:
         self._content = content
+        self.together: list[int] = []
         self.taken: list[Extent] = []
         self.wrong: list[Extent] = []
 
-    def take(self, block: Block) -> None:
-        for extent in block.wanted:
-            start = extent.offset - block.offset
-            if block.view[start : start + extent.length].tobytes() != self._content(extent.offset, extent.length):
-                self.wrong.append(extent)
-            self.taken.append(extent)
+    def take(self, blocks: Sequence[Block]) -> None:
+        self.together.append(len(blocks))
+        for block in blocks:
+            for extent in block.wanted:
+                if block.part(extent).tobytes() != self._content(extent.offset, extent.length):
+                    self.wrong.append(extent)
+                self.taken.append(extent)
 
     def check(self, wanted: Sequence[Extent]) -> None:
         """Every wanted byte came exactly once, and was right."""

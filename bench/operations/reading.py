@@ -9,8 +9,8 @@ from pathlib import Path
 from bench.operations.content import mapped, same
 from bench.operations.place import SLOTS, Facts, MiB, Place, extents_of, reader_of
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.extent import total
-from protocol.nbd import Block
 from protocol.secret import Secret
 from protocol.xapi import Trust, connect
 
@@ -24,7 +24,7 @@ async def read(
 ) -> Facts:
     """Read extents (all: None) to nowhere, in requests of `longest` bytes at most."""
 
-    def drop(block: Block) -> None:
+    def drop(blocks: Sequence[Block]) -> None:
         pass
 
     async with reader_of(place, connections) as reader:
@@ -47,13 +47,13 @@ async def read_and_compare(
     seen = 0
     with mapped(Path(image)) as expected:
 
-        def compare(block: Block) -> None:
+        def compare(blocks: Sequence[Block]) -> None:
             nonlocal seen
-            for extent in block.wanted:
-                start = extent.offset - block.offset
-                seen += extent.length
-                if not same(block.view[start : start + extent.length], expected[extent.offset : extent.end]):
-                    problems.append(f"what was read differs at byte {extent.offset}")
+            for block in blocks:
+                for extent in block.wanted:
+                    seen += extent.length
+                    if not same(block.part(extent), expected[extent.offset : extent.end]):
+                        problems.append(f"what was read differs at byte {extent.offset}")
 
         async with reader_of(place, connections) as reader:
             wanted = extents_of(extents, reader.size)

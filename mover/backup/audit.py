@@ -16,6 +16,7 @@ from mover.backup.session import Session
 from mover.source import Source, Take
 from mover.store import PointDisk
 from mover.units import format_size
+from protocol.block import Block
 from protocol.extent import Extent, complement, merge
 
 UNTRUE = "CBT called parts unchanged that have changed, so all of it is read"
@@ -51,9 +52,10 @@ async def audit(
     disk = session.store.disk(base.root, base.size)
     missed: list[Extent] = []
 
-    def compare(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
-        for extent in wanted:
-            missed.extend(disk.differing(extent.offset, view[extent.offset - offset : extent.end - offset]))
+    def compare(blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            for extent in block.wanted:
+                missed.extend(disk.differing(extent.offset, block.part(extent)))
 
     if not sample:
         return Audit(0, [], 0)

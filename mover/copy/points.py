@@ -23,6 +23,7 @@ from mover.source import Take
 from mover.source.stored import StoredSource
 from mover.store import CopiedFrom, Point, PointDisk, PointRecord, Store, Writer
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.extent import Extent, align, total
 from protocol.tasks import in_thread
 
@@ -231,10 +232,10 @@ async def _copy_disk(work: _Copy, point: Point, disk: PointDisk, base: _Base | N
     )
     intake = Intake(work.writer, tree, extents, disk.size, work.target.chunk_size, work.executor, report)
 
-    def take(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
+    def take(blocks: Sequence[Block]) -> None:
         try:
             with _to(work.target):
-                intake.take.here(offset, view, wanted)
+                intake.take.here(blocks)
         except StoreDamagedError as error:
             raise _TargetDamaged(error) from error
 

@@ -12,6 +12,7 @@ from threading import Lock
 from mover.pipeline.low_water import LowWater
 from mover.pipeline.take import Take
 from mover.store import ID_LENGTH, Tree, Writer
+from protocol.block import Block
 from protocol.extent import Extent, total
 from protocol.tasks import in_thread
 
@@ -65,8 +66,9 @@ class Intake:
             self._reported = now
             self._loop.call_soon_threadsafe(self._progress, self.counts)
 
-    def _seal(self, offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
-        sealed = self._writer.seal_all([view[extent.offset - offset : extent.end - offset] for extent in wanted])
+    def _seal(self, blocks: Sequence[Block]) -> None:
+        wanted = [extent for block in blocks for extent in block.wanted]
+        sealed = self._writer.seal_all([block.part(extent) for block in blocks for extent in block.wanted])
         with self._lock:
             ids, chunk_size = sealed.ids, self._chunk_size
             for extent in wanted:

@@ -12,6 +12,7 @@ from mover.source.nbd import NbdSource
 from mover.source.raw import RawSource
 from mover.store import DiskReader
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.errors import XapiError
 from protocol.extent import Extent, merge
 from protocol.nbd import Budget, Endpoint, open_reader
@@ -30,12 +31,12 @@ async def differences(
     """
     found: list[Extent] = []
 
-    def compare(offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
-        for extent in wanted:
-            length = min(extent.end, disk.size) - extent.offset
-            if length > 0:
-                at = extent.offset - offset
-                found.extend(disk.differing(extent.offset, view[at : at + length]))
+    def compare(blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            for extent in block.wanted:
+                length = min(extent.end, disk.size) - extent.offset
+                if length > 0:
+                    found.extend(disk.differing(extent.offset, block.part(extent)[:length]))
 
     async with _source(pool, transfers, vdi, size) as (source, whole):
         await source.deliver(whole, arena, Take(executor, compare))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from mover.source import Take
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.extent import Extent
 from protocol.tasks import in_thread, task_group
 
@@ -140,7 +141,7 @@ class Assembler:
         for extent in region.absent:
             self._fill(extent.offset, _part(region, extent))
         whole = Extent(region.start, region.length)
-        self._take.here(whole.offset, _part(region, whole), [whole])
+        self._take.here([Block(whole.offset, _part(region, whole), [whole])])
 
 
 def _part(region: _Region, extent: Extent) -> memoryview:

@@ -8,7 +8,7 @@ from mover.pipeline.pace import Pace
 from mover.source import Take
 from protocol.arena import Arena
 from protocol.extent import Extent
-from protocol.nbd import Block, NbdReader
+from protocol.nbd import NbdReader
 
 
 class NbdSource:
@@ -21,11 +21,5 @@ class NbdSource:
 
     async def deliver(self, extents: Sequence[Extent], arena: Arena, take: Take) -> int:
         """See `mover.source.Source`."""
-
-        def take_block(block: Block) -> None:
-            take.here(block.offset, block.view, block.wanted)
-
-        stats = await self._reader.read(
-            extents, arena, take_block, merge_gaps=self._merge_gaps, pace=self._pace.reserve
-        )
+        stats = await self._reader.read(extents, arena, take.here, merge_gaps=self._merge_gaps, pace=self._pace.reserve)
         return stats.bytes_read

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mover.pipeline.pace import Pace
 from mover.source import Take
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.extent import Extent
 from protocol.tasks import task_group
 from protocol.xapi import Transfers
@@ -33,7 +34,7 @@ class RawSource:
 
         async def seal(block: Extent, slot: memoryview) -> None:
             try:
-                await take(block.offset, slot[: block.length], [block])
+                await take(Block(block.offset, slot[: block.length], [block]))
             finally:
                 arena.release(slot)
                 room.release()

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from mover.source import Take
 from mover.store import DiskReader
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.extent import Extent, split
 from protocol.tasks import in_thread, task_group
 
@@ -34,6 +35,6 @@ class StoredSource:
             async with arena.slot() as slot:
                 view = slot[: block.length]
                 await in_thread(self._executor, self._reader.read_into, block.offset, view)
-                await take(block.offset, view, [block])
+                await take(Block(block.offset, view, [block]))
             carried += block.length
         return carried

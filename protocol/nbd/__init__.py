@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from protocol.nbd.endpoint import Endpoint, Timeouts
     from protocol.nbd.plan import Observed, Planner, Request
     from protocol.nbd.reader import NbdReader, open_reader
-    from protocol.nbd.terms import Block, Patience, ReadStats, Retry
+    from protocol.nbd.terms import Patience, ReadStats, Retry
 
 __all__ = [
-    "Block",
     "Budget",
     "Connection",
     "Endpoint",
@@ -42,7 +41,6 @@ _HOME = {
     "Observed": "plan",
     "Planner": "plan",
     "Request": "plan",
-    "Block": "terms",
     "Patience": "terms",
     "ReadStats": "terms",
     "Retry": "terms",

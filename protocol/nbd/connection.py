@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -25,9 +26,10 @@ from protocol.tasks import interruptible
 
 
 class Read:
-    """A read that was asked for. `errno` is None until it is answered."""
+    """A read that was asked for. `errno` is None until it is answered; `refused` says why it was not even sent."""
 
     def __init__(self, view: memoryview, offset: int) -> None:
+        self.refused = ""
         self.view = view
         self.offset = offset
         self.asked = time.perf_counter()
@@ -77,21 +79,20 @@ class Connection:
     def submit(self, view: memoryview, offset: int) -> Read:
         """Ask for the bytes at `offset`; waiting for the result fills `view`.
 
-        Raises `NbdRequestError` for what the export does not have. If the connection is lost, `wait` will tell.
+        If the export does not have them, or the connection is lost, `wait` will tell.
         """
         read = Read(view, offset)
 
-        def answered(errno: int) -> None:
-            read.errno = errno
+        def answered(number: int) -> None:
+            read.errno = number
             self.in_flight -= 1
 
         self.in_flight += 1
         try:
             self._wire.ask(view, offset, answered)
         except ValueError as error:
-            self.in_flight -= 1
-            reason = self.endpoint.scrub(f"{error} (read at byte {offset})")
-            raise NbdRequestError(self.endpoint.server, reason, 22) from None
+            answered(errno.EINVAL)
+            read.refused = self.endpoint.scrub(f"{error} (read at byte {offset})")
         except WireLostError as error:
             self._lost(error)
         return read
@@ -110,7 +111,7 @@ class Connection:
         self._answered, self._exact = now, waited
         if read.errno:
             self._check()  # what was in flight on a connection that is lost has an errno, too
-            reason = f"error {read.errno} reading {len(read.view)} bytes at byte {read.offset}"
+            reason = read.refused or f"error {read.errno} reading {len(read.view)} bytes at byte {read.offset}"
             raise NbdRequestError(self.endpoint.server, reason, read.errno)
         return service
 

@@ -20,6 +20,8 @@ import numpy.typing as npt
 from protocol.extent import Extent
 
 MiB = 1 << 20
+# So many short requests are asked for together at most: enough for what comes with them to cost little beside them.
+TOGETHER = 16
 _SECTOR = 512  # xapi-nbd refuses what is not aligned to it (nbd lib/server.ml)
 
 
@@ -65,9 +67,12 @@ class Observed:
     @property
     def gap(self) -> int:
         """The longest gap (bytes) that is cheaper to read than to leave out; 0 while nothing is known."""
-        if not self.known or self.latency < self.NEGLIGIBLE:
-            return 0
-        return int(self.latency * self.bandwidth)
+        return int(self.latency * self.bandwidth) if self.known and not self.prompt else 0
+
+    @property
+    def prompt(self) -> bool:
+        """Whether answers are known to come as soon as they are asked for: a request costs its bytes only."""
+        return self.known and self.latency < self.NEGLIGIBLE
 
     def expected(self, length: int) -> float:
         """How long (seconds) a request of `length` bytes should take."""
@@ -156,19 +161,36 @@ class Planner:
         """A request that failed: somebody else gets it."""
         heapq.heappush(self._returned, request)
 
-    def next(self, observed: Observed) -> Request | None:
-        """The next request for a connection to a host that behaves as `observed`; None if there is none."""
+    def next(self, observed: Observed, share: int = 1) -> tuple[Request, ...]:
+        """What a connection to a host that behaves as `observed` should ask for next; nothing if there is nothing left.
+
+        Where requests are answered as soon as they are sent, up to `share` short ones are asked for together, so that
+        dealing with what they bring is one step: no more bytes than one request may have.
+        """
         if self._returned:
-            return heapq.heappop(self._returned)
-        if self._index >= len(self._extents):
-            return None
+            return (heapq.heappop(self._returned),)
+        requests: list[Request] = []
+        room = self._limit
+        most = min(share, TOGETHER) if observed.prompt else 1
+        while len(requests) < max(1, most) and self._index < len(self._extents):
+            request, index, position = self._ahead(observed)
+            if request.length > room:
+                break
+            requests.append(request)
+            room -= request.length
+            self._index, self._position = index, position
+        return tuple(requests)
+
+    def _ahead(self, observed: Observed) -> tuple[Request, int, int]:
+        """The request that comes next, and where the plan goes on after it."""
         gap = observed.gap if self._merge else 0
-        start = max(self._extents[self._index].offset, self._position) // _SECTOR * _SECTOR
+        index, position = self._index, self._position
+        start = max(self._extents[index].offset, position) // _SECTOR * _SECTOR
         bound = (start + self._limit) // self._unit * self._unit
         wanted: list[Extent] = []
-        while self._index < len(self._extents):
-            extent = self._extents[self._index]
-            offset = max(extent.offset, self._position)
+        while index < len(self._extents):
+            extent = self._extents[index]
+            offset = max(extent.offset, position)
             if offset >= bound or (wanted and offset > wanted[-1].end + gap):
                 break
             if wanted and offset > wanted[-1].end and self._saves_nothing(offset, extent.end, bound):
@@ -176,11 +198,11 @@ class Planner:
             end = min(extent.end, bound)
             wanted.append(Extent(offset, end - offset))
             if end < extent.end:
-                self._position = end
+                position = end
                 break
-            self._index += 1
+            index += 1
         end = min(-(-wanted[-1].end // _SECTOR) * _SECTOR, self._size)
-        return Request(start, end - start, tuple(wanted))
+        return Request(start, end - start, tuple(wanted)), index, position
 
     def _saves_nothing(self, offset: int, end: int, bound: int) -> bool:
         """Whether an extent that is cut at `bound` needs as many requests after the cut as it would have uncut."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.errors import (
     NbdCertificateError,
     NbdConnectError,
@@ -30,14 +31,14 @@ from protocol.extent import Extent
 from protocol.nbd.budget import Budget, Lease
 from protocol.nbd.connection import Connection, Read, connect
 from protocol.nbd.endpoint import Endpoint, Timeouts
-from protocol.nbd.plan import Observed, Planner
-from protocol.nbd.terms import Block, Patience, ReadStats, Retry
+from protocol.nbd.plan import Observed, Planner, Request
+from protocol.nbd.terms import Patience, ReadStats, Retry
 from protocol.nbd.work import Flight, Work
 from protocol.tasks import interruptible, task_group
 
 Locate = Callable[[], Awaitable[Sequence[Endpoint]]]
-# Deals with a block, in a thread of its lane; the view may be reused when it returns.
-Take = Callable[[Block], None]
+# Deals with blocks that came together, in a thread of their lane; the views may be reused when it returns.
+Take = Callable[[Sequence[Block]], None]
 # How many seconds to wait before a block of so many bytes may be dealt with.
 Pace = Callable[[int], float]
 
@@ -124,12 +125,12 @@ class NbdReader:
         merge_gaps: bool = True,
         pace: Pace = lambda size: 0.0,
     ) -> ReadStats:
-        """Read `extents` (sorted, not overlapping, within `size`) and call `take` with each block, in any order.
+        """Read `extents` (sorted, not overlapping, within `size`) and call `take` with every block, in any order.
 
-        Every wanted byte is given to `take` exactly once. `take` is called in several threads at once; the view may be
-        reused when it returns. If it raises, the read ends with that error. Requests are as long as a slot of `arena`
-        at most; with `merge_gaps` short gaps between extents are read along where that is faster. `pace` holds a lane
-        back.
+        Every wanted byte is given to `take` exactly once; blocks of short requests come several at a time. `take` is
+        called in several threads at once; the views may be reused when it returns. If it raises, the read ends with
+        that error. What is asked for at once is as long as a slot of `arena` at most; with `merge_gaps` short gaps
+        between extents are read along where that is faster. `pace` holds a lane back.
 
         Raises `NbdConnectError` when no connection is left, `NbdRequestError` when the server refuses a read again
         and again, `NbdCertificateError` when a server shows another certificate than expected.
@@ -200,11 +201,11 @@ class NbdReader:
 
 
 class _Carried(NamedTuple):
-    """A request on its way into a slot."""
+    """Requests on their way into a slot, one behind the other."""
 
     flight: Flight
     slot: memoryview
-    read: Read
+    reads: Sequence[Read]
 
 
 class _Run:
@@ -333,12 +334,7 @@ class _Run:
             return None
         flight = self._work.pull(lane, observed)
         if flight is not None:
-            try:
-                return _Carried(flight, slot, connection.submit(slot[: flight.request.length], flight.request.offset))
-            except NbdRequestError as error:
-                self._arena.release(slot)
-                self._work.failed(flight, lane, error)
-                return None
+            return _Carried(flight, slot, list(_submitted(connection, flight.requests, slot)))
         self._arena.release(slot)
         return None
 
@@ -353,24 +349,27 @@ class _Run:
             return None
 
     def _answer(self, lane: int, connection: Connection, observed: Observed, on_the_way: deque[_Carried]) -> bool:
-        """Wait for the oldest request and deliver its block. False if the server answered with an error."""
-        flight, slot, read = on_the_way[0]
-        request = flight.request
-        try:
-            service = connection.wait(read)
-        except NbdRequestError as error:
-            on_the_way.popleft()
-            self._arena.release(slot)
-            self._work.failed(flight, lane, error)
-            return False
+        """Wait for what was asked for first and deliver it. False if the server answered with an error."""
+        flight, slot, reads = on_the_way[0]
+        waited, failure = False, None
+        for read in reads:
+            try:
+                service = connection.wait(read)
+            except NbdRequestError as error:
+                failure = error  # the others are being received into the same slot
+            else:
+                observed.add(len(read.view), service.seconds, exact=service.exact)
+                waited = waited or service.waited
         on_the_way.popleft()
         try:
-            observed.add(request.length, service.seconds, exact=service.exact)
-            if self._work.claim(flight, waited=service.waited) and self._work.rest(self._pace(request.length)):
-                self._take(Block(request.offset, read.view, request.wanted))
+            if failure is not None:
+                self._work.failed(flight, lane, failure)
+            elif self._work.claim(flight, waited=waited) and self._work.rest(self._pace(flight.length)):
+                together = zip(flight.requests, reads, strict=True)
+                self._take([Block(request.offset, read.view, request.wanted) for request, read in together])
         finally:
             self._arena.release(slot)
-        return True
+        return failure is None
 
     def _give_up(self, error: NbdError) -> None:
         """One seat will not be tried again. Raises when it was the last, or when the certificate is wrong."""
@@ -391,6 +390,14 @@ class _Run:
             yield
         finally:
             self._connecting.discard(task)
+
+
+def _submitted(connection: Connection, requests: Sequence[Request], slot: memoryview) -> Iterator[Read]:
+    """Ask for all of them, each into its part of the slot."""
+    start = 0
+    for request in requests:
+        yield connection.submit(slot[start : start + request.length], request.offset)
+        start += request.length
 
 
 def _power_of_two(limit: int) -> int:

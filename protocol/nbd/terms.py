@@ -3,17 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from protocol.extent import Extent
-
-
-class Block(NamedTuple):
-    """The bytes of the disk from `offset` on, in `view`; `wanted` are the extents in it that were asked for."""
-
-    offset: int
-    view: memoryview
-    wanted: tuple[Extent, ...]
 
 
 @dataclass(frozen=True, slots=True)

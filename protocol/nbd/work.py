@@ -6,7 +6,7 @@ Lanes are threads; every method takes the lock, so no state is ever seen half ch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from threading import Condition, RLock
 
 from protocol.errors import NbdError
@@ -15,13 +15,16 @@ from protocol.nbd.plan import Observed, Planner, Request
 # Of so many answers, at least so many not there yet call for one more lane at work, and at most so many for one less.
 _ANSWERS = 16
 _MANY, _FEW = 8, 4
+# Of what is left, a lane takes at once no more than would give all lanes so many rounds.
+_ROUNDS = 2
 
 
 class Flight:
-    """A request on its way, on one connection or, when that one stalls, on two. `lanes` are those that carry it."""
+    """Requests on their way together, on one connection or, when that one stalls, on two. `lanes` carry them."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.length = sum(request.length for request in requests)
         self.lanes: set[int] = set()
         self.stalled_at = 0.0
 
@@ -29,9 +32,10 @@ class Flight:
 class Work:
     """Hands out requests, takes failed ones back, and sees to it that each is delivered exactly once.
 
-    A request that is in flight for longer than `stall` seconds, and for longer than `_PATIENCE` times what is usual for
-    its host, is given a second time to a lane that would be idle otherwise. `attempts` is how often one request may
-    fail. `finished` is called once, by the lane that claims the last request.
+    Short ones are handed out several at a time where the planner says so. What is in flight for longer than `stall`
+    seconds, and for longer than `_PATIENCE` times what is usual for its host, is given a second time to a lane that
+    would be idle otherwise. `attempts` is how often one request may fail. `finished` is called once, by the lane that
+    claims the last request.
 
     More lanes than processors only get in each other's way where answers are there before anybody waits for them. So
     lanes stand back then, down to `processors`, until others have to wait again, or stall, or anything fails.
@@ -117,17 +121,18 @@ class Work:
         with self._changed:
             if self._stopped or not self._waiting(lane):
                 return None
-            request = self._planner.next(observed)
+            requests = self._planner.next(observed, self._planner.left // (_ROUNDS * self._lanes))
             now = time.monotonic()
-            if request is None:
+            if not requests:
                 flight = next((flight for flight in self._foreign(lane) if flight.stalled_at <= now), None)
                 if flight is None:
                     return None
                 self.hedged += 1
             else:
-                flight = self._flights[request.offset] = Flight(request)
+                flight = self._flights[requests[0].offset] = Flight(requests)
             flight.lanes.add(lane)
-            flight.stalled_at = now + max(self._stall, self._PATIENCE * observed.expected(flight.request.length))
+            usual = sum(observed.expected(request.length) for request in flight.requests)
+            flight.stalled_at = now + max(self._stall, self._PATIENCE * usual)
             self._changed.notify_all()  # idle lanes have to learn when it counts as stalled
             return flight
 
@@ -137,12 +142,13 @@ class Work:
         True for the first who says so: that one delivers them.
         """
         with self._changed:
-            self.bytes_read += flight.request.length
-            self.requests += 1
+            first = flight.requests[0].offset
+            self.bytes_read += flight.length
+            self.requests += len(flight.requests)
             self._count(waited)
-            if self._flights.get(flight.request.offset) is not flight:
+            if self._flights.get(first) is not flight:
                 return False
-            del self._flights[flight.request.offset]
+            del self._flights[first]
             last = self.complete
             if last:
                 self._call()
@@ -159,19 +165,24 @@ class Work:
             self._call()
 
     def failed(self, flight: Flight, lane: int, error: NbdError) -> None:
-        """`lane` could not carry it. Raises `error` if that happened too often to this request."""
-        offset = flight.request.offset
+        """`lane` could not carry it. Raises `error` if that happened too often to one of its requests.
+
+        They come back one by one: if the server refuses one of them, the others are none the worse for it.
+        """
+        first = flight.requests[0].offset
         self.all_hands()
         with self._changed:
             flight.lanes.discard(lane)
-            if flight.lanes or self._flights.get(offset) is not flight:
+            if flight.lanes or self._flights.get(first) is not flight:
                 return
-            self._failures[offset] = self._failures.get(offset, 0) + 1
-            if self._failures[offset] >= self._attempts:
-                raise error
-            self.retried += 1
-            del self._flights[offset]
-            self._planner.give_back(flight.request)
+            for request in flight.requests:
+                failures = self._failures[request.offset] = self._failures.get(request.offset, 0) + 1
+                if failures >= self._attempts:
+                    raise error
+            self.retried += len(flight.requests)
+            del self._flights[first]
+            for request in flight.requests:
+                self._planner.give_back(request)
             self._changed.notify_all()
 
     def _waiting(self, lane: int) -> bool:

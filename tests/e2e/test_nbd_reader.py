@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.errors import NbdConnectError
 from protocol.extent import Extent, total
-from protocol.nbd import Block, Endpoint, Observed, Patience, Timeouts, open_reader
+from protocol.nbd import Endpoint, Observed, Patience, Timeouts, open_reader
 from tests.nbd_fakes import Manner, fake_server
 from tests.nbd_fixtures import KiB, MiB, Sink, at, budget, nbdkit, needs_nbdkit, nothing_left, pattern, plain
 
@@ -123,9 +124,9 @@ async def test_reading_starts_before_the_other_connections_are_up(tmp_path: Path
 
     loop = asyncio.get_running_loop()
 
-    def take(block: Block) -> None:
+    def take(blocks: Sequence[Block]) -> None:
         loop.call_soon_threadsafe(delivered.set)
-        sink.take(block)
+        sink.take(blocks)
 
     sink = Sink()
     async with fake_server() as fast:
@@ -174,8 +175,8 @@ async def test_cancellation_leaves_nothing(tmp_path: Path, blocks: int) -> None:
 
     loop = asyncio.get_running_loop()
 
-    def take(block: Block) -> None:
-        taken.extend(block.wanted)
+    def take(came: Sequence[Block]) -> None:
+        taken.extend(extent for block in came for extent in block.wanted)
         if len(taken) >= blocks:
             loop.call_soon_threadsafe(reached.set)
 
@@ -201,7 +202,8 @@ async def test_who_is_cancelled_waits_for_what_is_being_dealt_with(tmp_path: Pat
     loop, begun, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
     dealt: list[bytes] = []
 
-    def take(block: Block) -> None:
+    def take(blocks: Sequence[Block]) -> None:
+        (block,) = blocks
         loop.call_soon_threadsafe(begun.set)
         go_on.wait(20)
         dealt.append(block.view.tobytes())
@@ -234,7 +236,7 @@ async def test_a_read_is_held_back_by_its_pace_and_ends_at_once_when_cancelled(t
         loop.call_soon_threadsafe(waiting.set)
         return 1000.0
 
-    taken: list[Block] = []
+    taken: list[Sequence[Block]] = []
 
     with nbdkit("pattern", "16M") as port:
         async with nothing_left(arena), asyncio.TaskGroup() as group:
@@ -253,8 +255,8 @@ async def test_a_read_is_held_back_by_its_pace_and_ends_at_once_when_cancelled(t
 async def test_an_error_of_the_taker_ends_the_read_as_it_is(tmp_path: Path) -> None:
     arena = Arena(6, 256 * KiB)
 
-    def take(block: Block) -> None:
-        raise LookupError(f"no room for {block.offset}")
+    def take(blocks: Sequence[Block]) -> None:
+        raise LookupError(f"no room for {blocks[0].offset}")
 
     with nbdkit("pattern", "64M") as port:
         async with nothing_left(arena):

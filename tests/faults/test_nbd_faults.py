@@ -12,18 +12,35 @@ import pytest
 
 from protocol.arena import Arena
 from protocol.errors import NbdConnectError, NbdError, NbdRequestError, PoolUnreachableError, XapiError
-from protocol.extent import Extent
-from protocol.nbd import Endpoint, Patience, Retry, Timeouts, open_reader
+from protocol.extent import Extent, total
+from protocol.nbd import Endpoint, Observed, Patience, Retry, Timeouts, open_reader
 from tests.nbd_fakes import Manner, fake_server
 from tests.nbd_fixtures import KiB, MiB, Sink, at, budget, nbdkit, needs_nbdkit, nothing_left, plain
 
 QUICK = Timeouts(connect=5, handshake=5, request=5)
 HASTY = Patience(tries=4, first_pause=0.01, stall=0.2)
 WHOLE = [Extent(0, 16 * MiB)]
+SCATTERED = [Extent(number * 128 * KiB, 64 * KiB) for number in range(128)]
 
 
+def known(host: str = "host") -> dict[str, Observed]:
+    """What is known of a host after a few answers that came at once."""
+    observed = Observed()
+    for _ in range(Observed.ENOUGH):
+        observed.add(64 * KiB, 1e-5)
+    return {host: observed}
+
+
+@pytest.fixture
+def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy this machine is: servers answer at once, so short requests are asked for together."""
+    monkeypatch.setattr(Observed, "NEGLIGIBLE", 1000.0)
+
+
+@pytest.mark.usefixtures("prompt")
+@pytest.mark.parametrize("slot", [64 * KiB, 1 * MiB])
 @pytest.mark.parametrize("seed", range(6))
-async def test_random_faults_deliver_every_byte_once(tmp_path: Path, seed: int) -> None:
+async def test_random_faults_deliver_every_byte_once(tmp_path: Path, seed: int, slot: int) -> None:
     random = Random(seed)
 
     def manner() -> Manner:
@@ -40,8 +57,10 @@ async def test_random_faults_deliver_every_byte_once(tmp_path: Path, seed: int) 
     async with fake_server(*manners) as fake:
         locate = at(plain(fake.port))
         timeouts = Timeouts(request=0.4)
-        arena = Arena(6, 64 * KiB)
-        async with open_reader(locate, budget=budget(tmp_path), timeouts=timeouts, patience=patience) as reader:
+        arena = Arena(6, slot)
+        async with open_reader(
+            locate, budget=budget(tmp_path), timeouts=timeouts, patience=patience, observed=known()
+        ) as reader:
             await reader.read(wanted, arena, sink.take)
         assert len(arena._free) == 6
     sink.check(wanted)
@@ -60,6 +79,24 @@ async def test_error_replies_are_tried_again(tmp_path: Path) -> None:
             stats = await reader.read(WHOLE, arena, sink.take)
     sink.check(WHOLE)
     assert stats.retried > 0
+
+
+@needs_nbdkit
+@pytest.mark.usefixtures("prompt")
+async def test_an_error_among_requests_that_were_asked_for_together(tmp_path: Path) -> None:
+    sink = Sink()
+    arena = Arena(6, 1 * MiB)
+    patience = Patience(attempts=60)
+    with nbdkit("--filter=error", "pattern", "16M", "error=EIO", "error-pread-rate=10%") as port:
+        async with (
+            nothing_left(arena),
+            open_reader(
+                at(plain(port)), connections=2, budget=budget(tmp_path), patience=patience, observed=known()
+            ) as reader,
+        ):
+            stats = await reader.read(SCATTERED, arena, sink.take)
+    sink.check(SCATTERED)
+    assert max(sink.together) > 1 and stats.retried > 1
 
 
 @needs_nbdkit
@@ -94,6 +131,23 @@ async def test_a_stalled_connection_costs_its_own_share_only(tmp_path: Path) -> 
     sink.check(WHOLE)
     assert 1 <= stats.hedged <= 2
     assert stats.bytes_read == 16 * MiB
+
+
+@pytest.mark.usefixtures("prompt")
+async def test_requests_that_stall_together_are_all_overtaken(tmp_path: Path) -> None:
+    sink = Sink()
+    async with fake_server(Manner(stall_after=2), Manner()) as fake:
+        reader_of = open_reader(
+            at(plain(fake.port)), connections=2, budget=budget(tmp_path), patience=HASTY, observed=known()
+        )
+        async with reader_of as reader, asyncio.timeout(Timeouts().request / 2):
+            stats = await reader.read(SCATTERED, Arena(6, 1 * MiB), sink.take)
+        first = [offset for number, offset, _ in fake.reads if number == 0]
+    sink.check(SCATTERED)
+    # In the midst of what it was asked for together, which is what was delivered last.
+    assert len(first) == 3 and sink.together[-1] > 1
+    assert 1 <= stats.hedged <= 2
+    assert stats.bytes_read == total(SCATTERED)
 
 
 async def test_a_lone_connection_that_stalls_is_replaced(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from random import Random
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol.extent import Extent, merge, total
-from protocol.nbd.plan import Observed, Planner, Request
+from protocol.nbd.plan import TOGETHER, Observed, Planner, Request
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -30,13 +30,14 @@ def extents_of(unit: int, count: int) -> st.SearchStrategy[list[Extent]]:
 
 
 def drain(planner: Planner, observed: Observed, random: Random | None = None) -> list[Request]:
-    """Pull everything; with `random`, some requests fail and are given back first."""
+    """Pull everything; with `random`, several at a time, and some requests fail and are given back first."""
     done: list[Request] = []
-    while request := planner.next(observed):
-        if random is not None and random.random() < 0.3:
-            planner.give_back(request)
-        else:
-            done.append(request)
+    while requests := planner.next(observed, 1 if random is None else random.randrange(40)):
+        for request in requests:
+            if random is not None and random.random() < 0.3:
+                planner.give_back(request)
+            else:
+                done.append(request)
     assert planner.exhausted
     return done
 
@@ -70,6 +71,28 @@ def test_without_merging_the_bytes_read_are_the_dirty_bytes(
 ) -> None:
     requests = drain(Planner(extents, 500 * 64 * KiB, limit=LIMIT, merge=False), seen(latency, bandwidth))
     assert sum(request.length for request in requests) == total(extents)
+
+
+@given(extents_of(64 * KiB, 400), latencies, bandwidths, st.integers(0, 40))
+def test_short_requests_are_taken_together_only_from_those_who_answer_at_once(
+    extents: list[Extent], latency: float, bandwidth: float, share: int
+) -> None:
+    planner, observed = Planner(extents, 500 * 64 * KiB, limit=LIMIT), seen(latency, bandwidth)
+    alone = drain(Planner(extents, 500 * 64 * KiB, limit=LIMIT), observed)
+    taken = list(iter(lambda: planner.next(observed, share), ()))
+    assert [request for together in taken for request in together] == alone
+    for together, following in zip_longest(taken, taken[1:], fillvalue=()):
+        assert len(together) <= (max(1, min(share, TOGETHER)) if latency < 0.0005 else 1)
+        bytes_ = sum(request.length for request in together)
+        assert bytes_ <= LIMIT
+        # No fewer than would go.
+        full = latency >= 0.0005 or len(together) >= min(share, TOGETHER)
+        assert full or not following or bytes_ + following[0].length > LIMIT
+
+
+def test_nothing_is_taken_together_before_the_host_is_known() -> None:
+    extents = [Extent(192 * KiB * number, 64 * KiB) for number in range(100)]
+    assert len(Planner(extents, 100 * MiB).next(Observed(), 16)) == 1
 
 
 @given(extents_of(64 * KiB, 400), bandwidths)

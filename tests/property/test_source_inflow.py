@@ -18,6 +18,7 @@ from mover.source.inflow import Inflow
 from mover.source.vhd import open_vhd
 from mover.source.xva import Target, open_xva
 from protocol.arena import Arena
+from protocol.block import Block
 from protocol.errors import FormatError
 from protocol.extent import Extent, align
 from protocol.xapi import Transfers
@@ -76,10 +77,11 @@ class Disk:
         self.extents: list[Extent] = []
         self.take = Take(executor, self._here)
 
-    def _here(self, offset: int, view: memoryview, wanted: Sequence[Extent]) -> None:
-        assert list(wanted) == [Extent(offset, len(view))]
-        self.content[offset : offset + len(view)] = view
-        self.extents.append(wanted[0])
+    def _here(self, blocks: Sequence[Block]) -> None:
+        for offset, view, wanted in blocks:
+            assert list(wanted) == [Extent(offset, len(view))]
+            self.content[offset : offset + len(view)] = view
+            self.extents.append(wanted[0])
 
     async def skip(self, extent: Extent) -> None:
         self.content[extent.offset : extent.end] = bytes(extent.length)
