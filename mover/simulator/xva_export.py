@@ -14,8 +14,8 @@ import xxhash
 import zstandard
 
 from mover.simulator.ova import TAR_END, member, tar_header
+from mover.simulator.sparse import read_range
 from mover.simulator.storage import Disks
-from protocol.extent import align
 
 BLOCK = 1 << 20
 _ZEROS = bytes(BLOCK)
@@ -62,17 +62,18 @@ class XvaExport:
         number = 0
         size = disks.size(uuid)
         quiet = False
-        for offset, data in _blocks(disks, uuid, size):
-            first_or_last = offset == 0 or offset + len(data) == size
-            if first_or_last or not (data is _ZEROS or _ZEROS.startswith(data)):
-                await self._block(f"{name}/{number:08d}", data)
-                quiet = False
-            elif self._keep_alive and not quiet:
-                # It takes a number of its own, and the block of zeros after it takes another one.
-                await self._block(f"{name}/{number:08d}", b"")
+        with disks.pinned():
+            for offset, data in _blocks(disks, uuid, size):
+                first_or_last = offset == 0 or offset + len(data) == size
+                if first_or_last or not (data is _ZEROS or _ZEROS.startswith(data)):
+                    await self._block(f"{name}/{number:08d}", data)
+                    quiet = False
+                elif self._keep_alive and not quiet:
+                    # It takes a number of its own, and the block of zeros after it takes another one.
+                    await self._block(f"{name}/{number:08d}", b"")
+                    number += 1
+                    quiet = True
                 number += 1
-                quiet = True
-            number += 1
 
     async def end(self) -> None:
         """The end of the tar."""
@@ -98,14 +99,17 @@ class XvaExport:
 
 
 def _blocks(disks: Disks, uuid: str, size: int) -> Iterator[tuple[int, bytes]]:
-    """Every block with its content; what is in no file of the chain is not looked for."""
-    allocated = iter(align(disks.extents(uuid), BLOCK, size))
-    here = next(allocated, None)
-    for offset in range(0, size, BLOCK):
-        while here is not None and here.end <= offset:
-            here = next(allocated, None)
-        length = min(BLOCK, size - offset)
-        if here is None or here.offset >= offset + length:
-            yield offset, _ZEROS if length == BLOCK else bytes(length)
-        else:
-            yield offset, disks.read(uuid, offset, length)
+    """Every block with its content; what is in no file of the chain is not looked for. Hold the disks pinned."""
+    offset, parts, room = 0, list[bytes](), min(BLOCK, size)
+    for run in disks.runs(uuid, 0, size):
+        position, end = run.file_offset, run.file_offset + run.length
+        while position < end:
+            length = min(room, end - position)
+            parts.append(_ZEROS[:length] if run.fd is None else read_range(run.fd, position, length))
+            position += length
+            room -= length
+            if not room:
+                data = parts[0] if len(parts) == 1 else b"".join(parts)
+                yield offset, data
+                offset += len(data)
+                parts, room = [], min(BLOCK, size - offset)

@@ -2,13 +2,15 @@
 
 aiohttp copies a body twice before it hands it out, in pieces of the size that a socket has at hand. A body that ends
 with its connection is nothing but bytes once its head is read, as all large ones of the data handlers are, so the
-connection is taken over then: the socket fills the reader's buffer. What has a length or a framing of its own stays
-with aiohttp.
+connection is taken over then: the socket fills the reader's buffer, and where it is not TLS, the event loop is asked
+only if nothing is there yet. What has a length or a framing of its own stays with aiohttp.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from typing import Protocol
 
 import aiohttp
@@ -56,6 +58,7 @@ class _TakenOver(asyncio.BufferedProtocol):
 
     def __init__(self, transport: asyncio.Transport, start: bytes, silence: float, *, ended: bool) -> None:
         self._transport = transport
+        self._socket = _socket_of(transport)
         self._former = transport.get_protocol()
         self._start = memoryview(start)
         self._silence = silence
@@ -64,7 +67,9 @@ class _TakenOver(asyncio.BufferedProtocol):
         self._failure: Exception | None = None
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
-        self._limit: asyncio.Timeout | None = None
+        # One timer that looks, when it is due, at when it should be: a timer for each wait takes longer than the wait.
+        self._deadline = 0.0
+        self._watch: asyncio.TimerHandle | None = None
         self._view = memoryview(b"")
         self._filled = 0
         self._least = 0
@@ -74,22 +79,38 @@ class _TakenOver(asyncio.BufferedProtocol):
         self._filled = min(len(self._start), len(view))
         view[: self._filled] = self._start[: self._filled]
         self._start = self._start[self._filled :]
+        if self._socket is not None and self._filled < least and not self._over:
+            self._take(self._socket, view, least)
         if self._filled < least and not self._over:
             self._view, self._least = view, least
             self._waiter = self._loop.create_future()
+            self._heard()
             try:
-                async with asyncio.timeout(self._silence) as self._limit:
-                    self._transport.resume_reading()
-                    await self._waiter
+                self._transport.resume_reading()
+                await self._waiter
             finally:
                 self._pause()
-                self._waiter = self._limit = None
+                self._waiter = None
                 self._view = memoryview(b"")
         if self._failure is not None:
             raise self._failure
         if self._lost is not None and not self._filled:
             raise self._lost
         return self._filled
+
+    def _take(self, sock: socket.socket, view: memoryview, least: int) -> None:
+        """What is there already: a turn of the event loop takes longer than reading it."""
+        try:
+            while self._filled < least:
+                length = sock.recv_into(view[self._filled :])
+                if not length:
+                    self._ended = True
+                    return
+                self._filled += length
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._ended, self._lost = True, error
 
     def fail(self, error: Exception) -> None:
         """See `Body`."""
@@ -106,8 +127,8 @@ class _TakenOver(asyncio.BufferedProtocol):
         if self._filled >= self._least:
             self._pause()
             self._wake()
-        elif self._limit is not None:
-            self._limit.reschedule(self._loop.time() + self._silence)
+        else:
+            self._heard()
 
     def eof_received(self) -> None:
         """The end, if nothing was lost; the connection is closed then."""
@@ -120,7 +141,28 @@ class _TakenOver(asyncio.BufferedProtocol):
         if exc is not None:
             self._lost = exc if isinstance(exc, OSError) else ConnectionError(str(exc))
         self._wake()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
         self._former.connection_lost(exc)
+
+    def _heard(self) -> None:
+        """The silence that is put up with begins now."""
+        self._deadline = self._loop.time() + self._silence
+        if self._watch is None:
+            self._watch = self._loop.call_at(self._deadline, self._look)
+
+    def _look(self) -> None:
+        """It is time to look whether there was a byte since; while nobody waits for any, nothing is late."""
+        self._watch = None
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._loop.time() < self._deadline:
+            self._watch = self._loop.call_at(self._deadline, self._look)
+        else:
+            self._waiter.set_exception(TimeoutError())
 
     def _pause(self) -> None:
         # asyncio's transport for TLS is not to be asked for anything once it is closed.
@@ -134,6 +176,13 @@ class _TakenOver(asyncio.BufferedProtocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _socket_of(transport: asyncio.Transport) -> socket.socket | None:
+    """A socket of our own for what a connection in the clear receives."""
+    if transport.get_extra_info("ssl_object") is not None:
+        return None
+    return socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
 
 
 class _Framed:

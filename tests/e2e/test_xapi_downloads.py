@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -263,6 +264,49 @@ async def test_silence_ends_a_download() -> None:
                 async with asyncio.timeout(60):
                     # The connection stays open until we leave, so the reason can only be ours.
                     await read_all(transfers)
+
+
+async def test_a_slow_download_is_no_silent_one() -> None:
+    """Each pause is shorter than the silence that is put up with, all of them together are longer."""
+    async with raw_pool() as server:
+
+        async def export(request: Request) -> None:
+            await request.answer(OK)
+            for start in range(0, len(DISK), len(DISK) // 8):
+                await request.answer(DISK[start : start + len(DISK) // 8])
+                await asyncio.sleep(0.1)
+            await server.end_task(request.query["task_id"])
+            request.writer.close()
+
+        server.handlers[EXPORT] = export
+        async with joined(server, inactivity=0.5) as (_, transfers):
+            assert await read_all(transfers) == DISK
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_a_download_leaves_no_file_open(early: bool) -> None:
+    async with raw_pool() as server:
+
+        async def export(request: Request) -> None:
+            with suppress(ConnectionError):
+                await request.answer(OK + DISK)
+                await server.end_task(request.query["task_id"])
+                request.writer.close()
+
+        server.handlers[EXPORT] = export
+        async with joined(server) as (_, transfers):
+            await read_all(transfers)
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(3):
+                async with transfers.export_vdi("OpaqueRef:v", format="raw", length=len(DISK)) as stream:
+                    assert await stream.read(1000)
+                    if not early:
+                        while await stream.read(1 << 20):
+                            pass
+                        await stream.finish()
+            async with asyncio.timeout(20):
+                while len(os.listdir("/proc/self/fd")) > before:  # noqa: ASYNC110 - nobody tells when a file is closed
+                    await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("tls", [False, True])
