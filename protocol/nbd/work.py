@@ -15,8 +15,6 @@ from protocol.nbd.plan import Observed, Planner, Request
 # Of so many answers, at least so many not there yet call for one more lane at work, and at most so many for one less.
 _ANSWERS = 16
 _MANY, _FEW = 8, 4
-# Of what is left, a lane takes at once no more than would give all lanes so many rounds.
-_ROUNDS = 2
 
 
 class Flight:
@@ -32,10 +30,10 @@ class Flight:
 class Work:
     """Hands out requests, takes failed ones back, and sees to it that each is delivered exactly once.
 
-    Short ones are handed out several at a time where the planner says so. What is in flight for longer than `stall`
-    seconds, and for longer than `_PATIENCE` times what is usual for its host, is given a second time to a lane that
-    would be idle otherwise. `attempts` is how often one request may fail. `finished` is called once, by the lane that
-    claims the last request.
+    Short ones are handed out several at a time where the planner says so, up to an equal share of what is left. What is
+    in flight for longer than `stall` seconds, and for longer than `_PATIENCE` times what is usual for its host, is
+    given a second time to a lane that would be idle otherwise. `attempts` is how often one request may fail. `finished`
+    is called once, by the lane that claims the last request.
 
     More lanes than processors only get in each other's way where answers are there before anybody waits for them. So
     lanes stand back then, down to `processors`, until others have to wait again, or stall, or anything fails.
@@ -121,7 +119,7 @@ class Work:
         with self._changed:
             if self._stopped or not self._waiting(lane):
                 return None
-            requests = self._planner.next(observed, self._planner.left // (_ROUNDS * self._lanes))
+            requests = self._planner.next(observed, self._planner.left // self._lanes)
             now = time.monotonic()
             if not requests:
                 flight = next((flight for flight in self._foreign(lane) if flight.stalled_at <= now), None)
