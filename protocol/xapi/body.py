@@ -15,6 +15,9 @@ from typing import Protocol
 
 import aiohttp
 
+# So many bytes are taken one after the other without a turn of the event loop: others have work there, too.
+_AT_ONCE = 4 << 20
+
 
 class Body(Protocol):
     """What comes after the head of a response. One reader at a time."""
@@ -59,6 +62,7 @@ class _TakenOver(asyncio.BufferedProtocol):
     def __init__(self, transport: asyncio.Transport, start: bytes, silence: float, *, ended: bool) -> None:
         self._transport = transport
         self._socket = _socket_of(transport)
+        self._at_once = 0
         self._former = transport.get_protocol()
         self._start = memoryview(start)
         self._silence = silence
@@ -76,12 +80,17 @@ class _TakenOver(asyncio.BufferedProtocol):
 
     async def receive(self, view: memoryview, least: int) -> int:
         """See `Body`."""
+        if self._at_once >= _AT_ONCE:
+            self._at_once = 0
+            await asyncio.sleep(0)
         self._filled = min(len(self._start), len(view))
         view[: self._filled] = self._start[: self._filled]
         self._start = self._start[self._filled :]
         if self._socket is not None and self._filled < least and not self._over:
             self._take(self._socket, view, least)
+            self._at_once += self._filled
         if self._filled < least and not self._over:
+            self._at_once = 0
             self._view, self._least = view, least
             self._waiter = self._loop.create_future()
             self._heard()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import socket
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from protocol.errors import TransferError, XapiError
 from protocol.xapi import Trust, open_transfers
+from protocol.xapi.body import _TakenOver
 from tests.rawpool_fixtures import (
     Request,
     make_certificate,
@@ -281,6 +283,46 @@ async def test_a_slow_download_is_no_silent_one() -> None:
         server.handlers[EXPORT] = export
         async with joined(server, inactivity=0.5) as (_, transfers):
             assert await read_all(transfers) == DISK
+
+
+async def test_bytes_that_are_always_there_let_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor could the reader be cancelled otherwise: what is there is taken without waiting for anything."""
+    monkeypatch.setattr("protocol.xapi.body._AT_ONCE", 4000)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as ours:
+        theirs, _ = listener.accept()
+        with theirs:
+            transport, former = await asyncio.get_running_loop().create_connection(Former, sock=ours)
+            transport.pause_reading()
+            body = _TakenOver(transport, b"", 20.0, ended=False)
+            transport.set_protocol(body)
+            theirs.sendall(DISK[:20_000])
+            received = bytearray(20_000)
+            async with asyncio.TaskGroup() as group:
+                other = group.create_task(others())
+                for start in range(0, 20_000, 1000):
+                    assert await body.receive(memoryview(received)[start : start + 1000], 1000) == 1000
+                other.cancel()
+            transport.close()
+            await former.closed.wait()
+    assert bytes(received) == DISK[:20_000] and turns >= 3
+
+
+class Former(asyncio.Protocol):
+    """Who had the connection before it was taken over: learns that it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
 
 
 @pytest.mark.parametrize("early", [False, True])

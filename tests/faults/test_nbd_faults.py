@@ -67,36 +67,23 @@ async def test_random_faults_deliver_every_byte_once(tmp_path: Path, seed: int, 
 
 
 @needs_nbdkit
-async def test_error_replies_are_tried_again(tmp_path: Path) -> None:
-    sink = Sink()
-    arena = Arena(6, 256 * KiB)
-    patience = Patience(attempts=60)
-    with nbdkit("--filter=error", "pattern", "16M", "error=EIO", "error-pread-rate=30%") as port:
-        async with (
-            nothing_left(arena),
-            open_reader(at(plain(port)), budget=budget(tmp_path), patience=patience) as reader,
-        ):
-            stats = await reader.read(WHOLE, arena, sink.take)
-    sink.check(WHOLE)
-    assert stats.retried > 0
-
-
-@needs_nbdkit
 @pytest.mark.usefixtures("prompt")
-async def test_an_error_among_requests_that_were_asked_for_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "slot", "rate"), [(WHOLE, 256 * KiB, "30%"), (SCATTERED, 1 * MiB, "10%")], ids=["alone", "together"]
+)
+async def test_error_replies_are_tried_again(tmp_path: Path, wanted: list[Extent], slot: int, rate: str) -> None:
     sink = Sink()
-    arena = Arena(6, 1 * MiB)
+    arena = Arena(6, slot)
     patience = Patience(attempts=60)
-    with nbdkit("--filter=error", "pattern", "16M", "error=EIO", "error-pread-rate=10%") as port:
+    with nbdkit("--filter=error", "pattern", "16M", "error=EIO", f"error-pread-rate={rate}") as port:
         async with (
             nothing_left(arena),
-            open_reader(
-                at(plain(port)), connections=2, budget=budget(tmp_path), patience=patience, observed=known()
-            ) as reader,
+            open_reader(at(plain(port)), budget=budget(tmp_path), patience=patience, observed=known()) as reader,
         ):
-            stats = await reader.read(SCATTERED, arena, sink.take)
-    sink.check(SCATTERED)
-    assert max(sink.together) > 1 and stats.retried > 1
+            stats = await reader.read(wanted, arena, sink.take)
+    sink.check(wanted)
+    assert (max(sink.together) > 1) == (wanted is SCATTERED)
+    assert stats.retried > 0
 
 
 @needs_nbdkit
