@@ -66,6 +66,16 @@ def make_sparse(path: Path, size: int, extents: Sequence[Extent], source: Path) 
                 file.write(piece[: extent.end - offset])
 
 
+def copy_extents(path: Path, extents: Sequence[Extent], source: Path) -> None:
+    """A sparse file of the size of `source` that holds what that has in `extents`."""
+    with source.open("rb") as whole, path.open("wb") as file:
+        file.truncate(source.stat().st_size)
+        for extent in extents:
+            whole.seek(extent.offset)
+            file.seek(extent.offset)
+            file.write(whole.read(extent.length))
+
+
 def _pieces(source: Path) -> Iterator[bytes]:
     while True:
         with source.open("rb") as file:
