@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine, peers
+from bench.floors import lowered
 from bench.measure import Case, Check, line_of
 from bench.registry import Scenario, Setting, scenarios
 
@@ -95,6 +96,8 @@ def _measure(scenario: Scenario, setting: Setting) -> list[Case]:
     started = time.monotonic()
     try:
         for case in scenario.run(setting):
+            if setting.small:
+                case.checks = [lowered(scenario.name, check) for check in case.checks]
             cases.append(case)
             _print(case)
     except Exception as error:  # noqa: BLE001 - the others shall be measured all the same

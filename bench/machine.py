@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import ssl
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ def facts(work: Path) -> dict[str, Any]:
         "memory": _field(Path("/proc/meminfo"), "MemTotal"),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "openssl": ssl.OPENSSL_VERSION,
         "file system": _said("stat", "-f", "-c", "%T", str(work)),
         "load before": os.getloadavg()[0],
         "commit": _said("git", "rev-parse", "--short", "HEAD"),

@@ -79,7 +79,9 @@ def _unchanged(setting: Setting, scratch: Path, plain: dict[str, object], tls: d
         f"{who} read something else" for who in samples if samples[who][-1].facts["root"] != first["root"]
     ]
     case.series = seconds_of(samples)
-    case.checks.append(Check("TLS / plain", ratio(case.series["plain"], case.series["TLS"]), BAR, unit="x"))
+    case.checks.append(
+        Check("an unchanged disk: TLS / plain", ratio(case.series["plain"], case.series["TLS"]), BAR, unit="x")
+    )
     case.check_rss(samples["TLS"])
     return case
 
