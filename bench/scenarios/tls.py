@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ def run(setting: Setting) -> Iterator[Case]:
                 yield _case(
                     setting, image, plain, tls, connections, f"nbds://localhost:{tls_port}?tls-certificates={scratch}"
                 )
+            yield _into_a_store(setting, scratch, plain, tls)
             yield _unchanged(setting, scratch, plain, tls)
 
 
@@ -62,6 +64,23 @@ def _case(
         case.checks.append(Check("times as fast as nbdcopy over TLS", value, unit="x"))
     case.check_rss(samples["TLS"])
     case.failures += call("read_and_compare", place=tls, image=str(image), connections=connections).facts["failures"]
+    return case
+
+
+def _into_a_store(setting: Setting, scratch: Path, plain: dict[str, object], tls: dict[str, object]) -> Case:
+    """The whole disk into a new store, which is what reading is for."""
+    case = Case("a full over TLS and plain, 4 connections")
+
+    def full(place: dict[str, object]) -> Sample:
+        shutil.rmtree(scratch / "full", ignore_errors=True)
+        return call("back_up", place=place, store=str(scratch / "full"))
+
+    samples = interleave(setting.rounds, {"TLS": lambda: full(tls), "plain": lambda: full(plain)})
+    if samples["TLS"][-1].facts["root"] != samples["plain"][-1].facts["root"]:
+        case.failures.append("what was read over TLS is something else")
+    case.series = seconds_of(samples)
+    case.checks.append(Check("a full: TLS / plain", ratio(case.series["plain"], case.series["TLS"]), BAR, unit="x"))
+    case.check_rss(samples["TLS"])
     return case
 
 
