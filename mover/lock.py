@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mover.errors import BusyError, StateError
@@ -23,7 +23,7 @@ def state_directory() -> Path:
 def run_lock(job: str) -> Iterator[None]:
     """Hold the lock of the job named `job`. The kernel releases it when the process ends, however it ends.
 
-    Raises `BusyError` at once if another run holds it, `StateError` if there is no place for it.
+    Raises `BusyError` at once if another run holds it, `StateError` if there is no place for it, or one without locks.
     """
     directory = state_directory() / "locks"
     path = directory / (re.sub(r"[^A-Za-z0-9._-]", "_", job) + ".lock")
@@ -38,11 +38,25 @@ def run_lock(job: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            who = f" (process {holder})" if holder else ""
-            raise BusyError(f"another run of the job {job} is active{who}", "wait for its end, or stop it") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            raise BusyError(
+                f"another run of the job {job} is active{_holder(descriptor)}", "wait for its end, or stop it"
+            ) from None
+        except OSError as error:
+            raise StateError(
+                f"cannot lock {path}: {error.strerror}", "set MOVER_STATE to a folder on a file system that has locks"
+            ) from error
+        # Who holds it is for people only: a full disk must keep no backup from running.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """Who holds the lock, for people; empty if it could not be noted down, or read."""
+    with suppress(OSError):
+        if holder := os.pread(descriptor, 32, 0).decode(errors="replace").strip():
+            return f" (process {holder})"
+    return ""
