@@ -267,15 +267,11 @@ class Store:
             progress,
             limit,
         )
-        suffering: set[str] = set()
-        for damage in verification.run(found if only is None else list(only), found, everything=only is None):
-            suffering.update(damage.points)
-            yield damage
-        whole = [point for point in verification.included if point.id not in suffering]
+        yield from verification.run(found if only is None else list(only), found, everything=only is None)
         # Where nothing can be written, or must not be, a check is a check all the same.
         with suppress(StoreFullError, StoreIoError, FormatTooNewError):
             self.config.require(self.location, "write")
-            write_stamps(self._backend, self._identity, whole, Stamp(int(time.time()), deep))
+            write_stamps(self._backend, self._identity, verification.whole(), Stamp(int(time.time()), deep))
 
     def _small_damage(self, found: Sequence[Point], damaged: Sequence[Damage]) -> Iterator[Damage]:
         """What is wrong with the objects that are neither packs, index nor points, and what they say of points."""

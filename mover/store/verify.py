@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from mover.errors import StoreDamagedError
+from mover.errors import StoreDamagedError, StoreIoError
 from mover.store import segment as segments
-from mover.store.backend import Backend
+from mover.store.at_once import at_once
+from mover.store.backend import Backend, ObjectMissingError
 from mover.store.identity import ZERO_ID, Identity
 from mover.store.index import IndexView, split_ids
 from mover.store.marks import Marks, by_pack, entries_of
 from mover.store.names import PACKS, PackName, parse_pack
+from mover.store.pack import BadPackError
 from mover.store.page import root_level
 from mover.store.pages import PageCache, count_chunks
 from mover.store.point import Point
 from mover.store.scrub import Entry, PackReport, Scrub
 
-# Of damage of one kind, this many pieces are told apart; who has more does not read on.
+# Of what is lost, this many pieces are told apart; who has more does not read on.
 _MOST = 1000
 
 
@@ -64,13 +66,22 @@ class Verification:
     _marks: list[Marks] = field(default_factory=list)
     _lost: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     _vanished: set[bytes] = field(default_factory=set)
+    _suffering: dict[bytes, set[_Sufferer]] = field(default_factory=dict)
+    # The segments of which prefixes or rows are damaged.
+    _astray: list[int] = field(default_factory=list)
     _done: int = 0
 
     def run(self, wanted: Sequence[Point], all_points: Sequence[Point], *, everything: bool) -> Iterator[Damage]:
         """Check what `wanted` needs, or `everything`, and yield what is damaged, with those of `all_points` it hits."""
         self._marks = [Marks(loaded) for loaded in self.view.segments]
         if everything:
-            yield from self._index_damage()
+            for key, reason in self.view.damaged:
+                yield Damage(key, f"{reason}; what it lists is stored again when it is seen again", ())
+            self._astray = [
+                number
+                for number, loaded in enumerate(self.view.segments)
+                if not segments.columns_intact(self.identity, loaded.data)
+            ]
         enough = None if self.limit is None else self.limit * sum(self._expected().values())
         for point in wanted:
             self._mark(point)
@@ -78,14 +89,32 @@ class Verification:
             if enough is not None and self._marked_bytes() >= enough:
                 break
         reports = self._still_so([report for report in self._scrub(everything) if report.bad or report.reason])
-        bad = {id: "" for report in reports for id in report.bad}
-        for id in self._lost:
-            bad.setdefault(id, "")
-        suffering = _Suffering(self.cache, self.chunk_size, set(bad)).of(all_points) if bad else {}
+        bad = {id for report in reports for id in report.bad}
+        misplaced = {number: self._misplaced(number) for number in self._astray}
+        told = bad.union(*misplaced.values())
+        lacking = told.union(self._lost)
+        self._suffering = _Suffering(self.cache, self.chunk_size, lacking).of(all_points) if lacking else {}
+        for number, ids in misplaced.items():
+            key = self.view.segments[number].name.key
+            yield _damage(key, "its checksum does not match; it can be made anew from the packs", self._hit(ids))
         for report in reports:
-            hit = {sufferer for id in report.bad for sufferer in suffering.get(id, ())}
-            yield _damage(report.name.key, str(report), hit)
-        yield from self._losses({id for report in reports for id in report.bad}, suffering)
+            yield _damage(report.name.key, str(report), self._hit(report.bad))
+        yield from self._losses(told)
+
+    def whole(self) -> list[Point]:
+        """Those of the points taken that lack nothing, as far as the check has told; to be asked once it is over.
+
+        None if rows of the index are damaged: they are not in order any more, so that a search may find what another
+        one does not.
+        """
+        if self._astray:
+            return []
+        hit = {point for sufferers in self._suffering.values() for point, _ in sufferers}
+        return [point for point in self.included if point.id not in hit]
+
+    def _hit(self, ids: Iterable[bytes]) -> set[_Sufferer]:
+        """Who needs any of these records."""
+        return {sufferer for id in ids for sufferer in self._suffering.get(id, ())}
 
     def _still_so(self, reports: Sequence[PackReport]) -> list[PackReport]:
         """What is damaged yet. A prune may have deleted a pack meanwhile, and moved what is needed to another.
@@ -116,14 +145,18 @@ class Verification:
                     self._vanished.add(id)
         return settled
 
-    def _losses(self, reported: set[bytes], suffering: dict[bytes, set[_Sufferer]]) -> Iterator[Damage]:
-        """What is needed and found nowhere, by the object that should hold it."""
+    def _losses(self, told: set[bytes]) -> Iterator[Damage]:
+        """What is needed and found nowhere, by the object that should hold it; not what was `told` already."""
         by_object: dict[tuple[str, str], set[_Sufferer]] = {}
         for id, about in self._lost.items():
-            if id not in reported and (id not in self._vanished or suffering.get(id)):
-                by_object.setdefault(about, set()).update(suffering.get(id, ()))
-        for (name, reason), hit in list(by_object.items())[:_MOST]:
+            if id not in told and (id not in self._vanished or self._suffering.get(id)):
+                by_object.setdefault(about, set()).update(self._hit([id]))
+        pieces = list(by_object.items())
+        for (name, reason), hit in pieces[:_MOST]:
             yield _damage(name, reason, hit)
+        if more := pieces[_MOST:]:
+            # Who suffers is named to the last, as after every other damage.
+            yield _damage(f"{len(more)} more objects", "they are lost, too", set().union(*(hit for _, hit in more)))
 
     def _why(self, id: bytes) -> tuple[str, str]:
         """The object that should hold a record, and why it does not."""
@@ -132,12 +165,24 @@ class Verification:
             return f"record {id.hex()}", "no pack holds it, as far as the index knows"
         return pack.key, "it is missing, or has not the length it was published with"
 
-    def _index_damage(self) -> Iterator[Damage]:
-        for key, reason in self.view.damaged:
-            yield Damage(key, f"{reason}; what it lists is stored again when it is seen again", ())
-        for loaded in self.view.segments:
-            if not segments.columns_intact(self.identity, loaded.data):
-                yield Damage(loaded.name.key, "its checksum does not match; it can be made anew from the packs", ())
+    def _misplaced(self, number: int) -> set[bytes]:
+        """The records that are needed, and that a segment with damaged rows has elsewhere than their pack does.
+
+        Whole packs are checked by their footers, so nothing else would tell of them.
+        """
+        sizes = self._expected()
+        scrub = Scrub(self.backend, self.identity, self.deep)
+
+        def check(one: tuple[PackName, list[Entry]]) -> list[bytes]:
+            name, entries = one
+            try:
+                table = set(scrub.table(name, sizes[name]))
+            except (BadPackError, ObjectMissingError, StoreIoError):
+                # Then its records were checked where the index has them.
+                return []
+            return [entry.id for entry in entries if entry not in table]
+
+        return {id for ids in at_once(self.backend.tuning, check, self._marks[number].by_pack()) for id in ids}
 
     def _mark(self, point: Point) -> None:
         """Mark every record that a point needs; subtrees that are marked already are not entered again."""

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from mover.errors import StoreDamagedError
 from mover.store import Store
+from mover.store.segment import HEADER_LENGTH, ROW_LENGTH
 from mover.store.stamps import Stamp, write_stamps
 from protocol.secret import Secret
 from tests import fork_server
 from tests.crypt_fixtures import CHEAP
-from tests.store_fixtures import CHUNK, back_up, files_of, noise, small_packs
+from tests.store_fixtures import CHUNK, back_up, files_of, noise, point_of, restore, small_packs, text, write_disk
 
 PASSPHRASE = Secret("correct horse")
 CHUNKS = 16
@@ -73,6 +75,81 @@ def test_a_point_that_suffers_is_not_stamped(tmp_path: Path) -> None:
     assert damage.disks == ((hurt, "0"),)
     assert due(tmp_path, 3600) == [hurt]
     assert hurt in ids
+
+
+@pytest.mark.parametrize("routine", [False, True], ids=["everything", "routine"])
+def test_no_point_that_suffers_is_stamped_however_much_is_lost(tmp_path: Path, routine: bool) -> None:
+    """What is lost is told apart up to a limit only; whom it hits is not."""
+    store = Store.create(tmp_path)
+    many = b"".join(text(("a", number)) for number in range(1100))
+    few = b"".join(text(("b", number)) for number in range(3))
+    with store.writer() as writer:
+        for disk in (many, few):
+            writer.seal(memoryview(disk))
+        # As a run does now and then: the chunks are in one segment, the pages in the next.
+        writer.flush()
+        ids = [
+            writer.commit(point_of(write_disk(writer, disk), len(disk), float(number), f"vm{number}"))
+            for number, disk in enumerate((many, few))
+        ]
+    chunks, *_ = sorted(files_of(tmp_path / "index"))
+    chunks.chmod(0o600)
+    chunks.write_bytes(b"")
+    checked = Store.open(tmp_path)
+    found = list(checked.verify(checked.points() if routine else None, routine=routine))
+    assert 1000 < len(found) < 1010
+    assert {point for damage in found for point in damage.points} == set(ids)
+    for id in ids:
+        with pytest.raises(StoreDamagedError):
+            restore(Store.open(tmp_path), id)
+    assert due(tmp_path, 3600) == ids
+
+
+def row_of(file: Path, id: bytes) -> int:
+    """Where in an index segment the row of a record begins."""
+    data = file.read_bytes()
+    count = int.from_bytes(data[-128:-120], "little")
+    columns = HEADER_LENGTH + 8 * count
+    (row,) = (
+        number
+        for number in range(count)
+        if data[HEADER_LENGTH + 8 * number :][:8] == id[:8] and data[columns + ROW_LENGTH * number :][:24] == id[8:]
+    )
+    return columns + ROW_LENGTH * row
+
+
+@pytest.mark.parametrize("what", ["chunk", "page"])
+@pytest.mark.parametrize("field", [0, 24, 28, 32, 36], ids=["id", "pack", "offset", "length", "meta"])
+@pytest.mark.parametrize("deep", [False, True], ids=["fast", "deep"])
+def test_a_wrong_byte_in_the_index_tells_whom_it_hits(tmp_path: Path, what: str, field: int, deep: bool) -> None:
+    """The packs are all whole, but a restore does not find there what it needs."""
+    store = Store.create(tmp_path)
+    disks = [noise(number, 3 * CHUNK) for number in range(2)]
+    with store.writer() as writer:
+        roots = [write_disk(writer, disk) for disk in disks]
+        ids = [
+            writer.commit(point_of(root, 3 * CHUNK, float(number), f"vm{number}")) for number, root in enumerate(roots)
+        ]
+    segment, *_ = sorted(files_of(tmp_path / "index"))
+    wanted = roots[0] if what == "page" else store._identity.chunk_id(memoryview(disks[0])[:CHUNK])
+    at = row_of(segment, wanted) + field
+    whole = segment.read_bytes()
+    segment.chmod(0o600)
+    segment.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+
+    found = list(Store.open(tmp_path).verify(deep=deep))
+    with pytest.raises(StoreDamagedError):
+        restore(Store.open(tmp_path), ids[0])
+    assert restore(Store.open(tmp_path), ids[1]) == disks[1]
+    assert f"index/0/{segment.name}" in [damage.object for damage in found]
+    assert {point for damage in found for point in damage.points} == {ids[0]}
+    assert {pair for damage in found for pair in damage.disks} == {(ids[0], "0")}
+    assert due(tmp_path, 3600, deep=deep) == ids, "with wrong rows in the index nobody passes for whole"
+
+    Store.open(tmp_path).repair()
+    assert list(Store.open(tmp_path).verify(deep=deep)) == []
+    assert due(tmp_path, 3600, deep=deep) == []
+    assert restore(Store.open(tmp_path), ids[0]) == disks[0]
 
 
 def test_a_limit_takes_what_waits_longest(tmp_path: Path) -> None:
