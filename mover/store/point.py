@@ -17,10 +17,24 @@ MAX_LENGTH = 1 << 20
 FENCE = b"FENCE\n"
 # The position, among a point's disks, of what the VM had in memory.
 MEMORY = "memory"
+# Unix time, 1970 to the end of the year 9998: what any clock may say, and every time zone has a date for.
+_MOMENTS = (0.0, 253370764800.0)
+# Of what is counted in bytes.
+_MOST = 1 << 63
 
 
 class BadPointError(Exception):
     """These bytes are no restore point. The text says why."""
+
+
+class LaterPointError(BadPointError):
+    """These bytes are a restore point of a later format, and whole. Only what it needs is not known here."""
+
+
+class _Format(msgspec.Struct, frozen=True):
+    """All of a point that later formats keep."""
+
+    format: int = FORMAT
 
 
 class PointDisk(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,11 +114,8 @@ def encode(identity: Identity, name: PointName, record: PointRecord) -> bytes:
 
     Raises `ValueError` if it is larger than a point may be.
     """
-    for disk in record.disks:
-        if len(disk.root) != ID_LENGTH or disk.size < 0:
-            raise ValueError(f"disk {disk.position} has no proper root")
-    if len(record.metadata) not in (0, ID_LENGTH):
-        raise ValueError("the metadata's id has not the length of an id")
+    if problem := _problem(record):
+        raise ValueError(problem)
     sealed = sealed_json.encode(identity, name.key, record)
     if len(sealed) > MAX_LENGTH:
         raise ValueError(f"a restore point has at most {MAX_LENGTH} bytes, this one {len(sealed)}")
@@ -112,15 +123,35 @@ def encode(identity: Identity, name: PointName, record: PointRecord) -> bytes:
 
 
 def decode(identity: Identity, name: PointName, data: bytes) -> Point:
-    """Check and read a restore point. Raises `BadPointError`."""
+    """Check and read a restore point. Raises `BadPointError`, of which `LaterPointError` means no damage."""
     if not ID_LENGTH < len(data) <= MAX_LENGTH:
         raise BadPointError(f"it has {len(data)} bytes")
     try:
-        record, check = sealed_json.decode(identity, name.key, data, PointRecord)
+        body, check = sealed_json.unseal(identity, name.key, data)
+        # By itself: nothing else has to be as it is here.
+        format = sealed_json.parse(body, _Format).format
+        if format > FORMAT:
+            raise LaterPointError(f"it was made by a newer mover, in format {format}")
+        record = sealed_json.parse(body, PointRecord)
     except ValueError as error:
         raise BadPointError(str(error)) from error
-    if record.format > FORMAT:
-        raise BadPointError(f"it has format {record.format}, which is newer than this version")
-    if any(len(disk.root) != ID_LENGTH or not 0 <= disk.size < 1 << 63 for disk in record.disks):
-        raise BadPointError("a disk has no proper root")
+    if problem := _problem(record):
+        raise BadPointError(problem)
     return Point(check[:8].hex(), name, record)
+
+
+def _problem(record: PointRecord) -> str | None:
+    """What cannot be, if anything. A checksum does not rule it out: in a plain store anyone can make one."""
+    if len(record.metadata) not in (0, ID_LENGTH):
+        return "the metadata's id has not the length of an id"
+    earliest, end = _MOMENTS
+    if not all(earliest <= moment < end for moment in (record.created, record.order or 0.0)):
+        return "it was made in no year from 1970 to 9998"
+    for disk in record.disks:
+        if len(disk.root) != ID_LENGTH or not 0 <= disk.size < _MOST:
+            return "a disk has no proper root"
+        if any(
+            abs(count) >= _MOST for count in (disk.changed, disk.read, disk.zero, disk.known, disk.new, disk.stored)
+        ):
+            return "a disk has counts that cannot be"
+    return None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mover.errors import StoreDamagedError
+from mover.errors import FormatTooNewError, StoreDamagedError
 from mover.store import point as points
 from mover.store.backend import Backend, ObjectMissingError
 from mover.store.identity import Identity
 from mover.store.lease import read_leases
 from mover.store.names import POINTS, TRASH, PointName, parse_point
-from mover.store.point import BadPointError, Point
+from mover.store.point import BadPointError, LaterPointError, Point
 
 # A writer may build on a point while it is forgotten, and commit while the trash is emptied: the second look finds
 # one or the other.
@@ -20,7 +20,7 @@ _LOOKS = 2
 def read_roots(backend: Backend, identity: Identity, forgotten: frozenset[str]) -> list[tuple[Point, bool]]:
     """All points, and those in the trash but for the keys in `forgotten`; True if it was found in the trash.
 
-    Raises `StoreDamagedError`.
+    Raises `StoreDamagedError`, or `FormatTooNewError` for one of a later format.
 
     Points before the trash: what is moved from one to the other meanwhile is seen.
     """
@@ -49,6 +49,11 @@ def _read(backend: Backend, identity: Identity, key: str, name: PointName) -> Po
         return None if data == points.FENCE else points.decode(identity, name, data)
     except ObjectMissingError:
         return None
+    except LaterPointError as error:
+        raise FormatTooNewError(
+            f"{backend.location}/{key}: {error}; nothing is deleted, because what it needs is not known",
+            "prune with that mover",
+        ) from error
     except BadPointError as error:
         raise StoreDamagedError(
             f"{backend.location}/{key} is damaged: {error}; nothing is deleted, because what it needs is not known",

@@ -20,6 +20,12 @@ def encode(identity: Identity, key: str, record: msgspec.Struct) -> bytes:
 
 def decode(identity: Identity, key: str, data: bytes, type: type[T]) -> tuple[T, bytes]:
     """The record and its checksum. Raises `ValueError`."""
+    body, check = unseal(identity, key, data)
+    return parse(body, type), check
+
+
+def unseal(identity: Identity, key: str, data: bytes) -> tuple[bytes, bytes]:
+    """The JSON and its checksum, which is right. Raises `ValueError`."""
     try:
         opened = identity.cipher.open(key, data)
     except BadSealError as error:
@@ -27,7 +33,15 @@ def decode(identity: Identity, key: str, data: bytes, type: type[T]) -> tuple[T,
     body, check = opened[:-ID_LENGTH], opened[-ID_LENGTH:]
     if identity.checksum(body) != check:
         raise ValueError("its checksum does not match")
+    return body, check
+
+
+def parse(body: bytes, type: type[T]) -> T:
+    """Read the JSON. Raises `ValueError`."""
     try:
-        return msgspec.json.decode(body, type=type), check
+        return msgspec.json.decode(body, type=type)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from error
+    except RecursionError as error:
+        # Fields that are ignored are gone through, too.
+        raise ValueError("it is nested too deeply") from error

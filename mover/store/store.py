@@ -35,7 +35,7 @@ from mover.store.notes import damaged_notes
 from mover.store.pages import PageCache
 from mover.store.partial import PartialRun
 from mover.store.places import Place, mapping_for, open_backend
-from mover.store.point import BadPointError, Point
+from mover.store.point import BadPointError, LaterPointError, Point
 from mover.store.prune import Patience, Progress, Prune, PruneReport, one_after_the_other
 from mover.store.reader import DiskReader
 from mover.store.record import BLOB
@@ -50,6 +50,10 @@ from protocol.secret import Secret
 
 # The shortest prefix of a point's id that is taken for one.
 _SHORTEST = 4
+
+
+class _LaterPoint(Damage):
+    """A restore point of a later format: it cannot be checked here, and nothing is known to be wrong with it."""
 
 
 class Store:
@@ -174,7 +178,11 @@ class Store:
         return Writer(lease, self._backend, self._identity, self.config, self._index, self._records, self._cache)
 
     def points(self) -> list[Point]:
-        """All restore points, oldest first. Raises `StoreDamagedError` naming the first one that cannot be read."""
+        """All restore points, oldest first.
+
+        Raises `StoreDamagedError` naming the first one that cannot be read, `FormatTooNewError` if it is of a later
+        format.
+        """
         found, damaged = self.readable_points()
         self._refuse_damaged(damaged)
         return found
@@ -195,7 +203,7 @@ class Store:
         """The point of this id or unique beginning of one; "latest"; or the newest one of the VM of this name or UUID.
 
         One that was damaged does not keep from others that are named by their id; which is the newest cannot be told
-        then. Raises `NotFoundError`, `StoreDamagedError`.
+        then. Raises `NotFoundError`, `StoreDamagedError`, `FormatTooNewError`.
         """
         readable, damaged = self.readable_points()
         if not readable and not damaged:
@@ -220,10 +228,12 @@ class Store:
         raise NotFoundError(f"{self.location} has no point or VM {wanted}", "`mover list` shows what there is")
 
     def _refuse_damaged(self, damaged: Sequence[Damage]) -> None:
+        others = "the other restore points are intact: `mover list` shows them, name one by its id"
         for damage in damaged:
+            if isinstance(damage, _LaterPoint):
+                raise FormatTooNewError(f"{self.location}/{damage.object}: {damage.reason}", others)
             raise StoreDamagedError(
-                f"{self.location}/{damage.object} is damaged: {damage.reason}",
-                "the other restore points are intact: `mover list` shows them, name one by its id; or remove this file",
+                f"{self.location}/{damage.object} is damaged: {damage.reason}", f"{others}; or remove this file"
             )
 
     def disk(self, root: bytes, size: int) -> DiskReader:
@@ -310,7 +320,7 @@ class Store:
         Packs of which less than `min_live` is needed are copied and deleted too. It waits for backups that are running,
         and shuts out those that have been silent for too long. `progress` may raise to stop it; what an interrupted
         prune has left, the next one finishes. Raises `StoreDamagedError`, and deletes nothing, if points or index are
-        damaged, and what the store raises.
+        damaged, likewise `FormatTooNewError` if a point is of a later format, and what the store raises.
         """
         prune = self._prune(min_live, patience, progress)
         report = prune.run()
@@ -391,6 +401,8 @@ class Store:
             return None if data == points.FENCE else points.decode(self._identity, name, data)
         except ObjectMissingError:
             return None
+        except LaterPointError as error:
+            return _LaterPoint(name.key, f"{error}; use that one", ())
         except BadPointError as error:
             return Damage(name.key, str(error), ())
 

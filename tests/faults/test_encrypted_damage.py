@@ -48,8 +48,8 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[
     monkeypatch.setattr("mover.store.store.write_stamps", lambda *_: None)
     path = tmp_path / "store"
     store = create(path)
-    back_up(store, small_disk(7), -1, "vm0")
-    points = {back_up(store, small_disk(number), number, f"vm{number}"): small_disk(number) for number in range(2)}
+    back_up(store, small_disk(7), 0, "vm0")
+    points = {back_up(store, small_disk(number), number + 1, f"vm{number}"): small_disk(number) for number in range(2)}
     add_notes(store)
     store.add_passphrase(type(PASSPHRASE)("another"), cost=CHEAP)
     for file in files_of(path):

@@ -43,8 +43,8 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[
     monkeypatch.setattr("mover.store.store.write_stamps", lambda *_: None)
     path = tmp_path / "store"
     store = Store.create(path)
-    back_up(store, small_disk(7), -1, "vm0")
-    points = {back_up(store, small_disk(number), number, f"vm{number}"): small_disk(number) for number in range(2)}
+    back_up(store, small_disk(7), 0, "vm0")
+    points = {back_up(store, small_disk(number), number + 1, f"vm{number}"): small_disk(number) for number in range(2)}
     add_notes(store)
     for file in files_of(path):
         file.chmod(0o600)
