@@ -1,7 +1,8 @@
 """What is noted down beside each restore point: that it was committed, and when it was last found whole.
 
 An object in `scrub/` for each, whose name says it all. The content is the point's id, and a checksum over the name and
-that id, so that nobody else's word is taken for it. The newest one of a point counts.
+that id, so that nobody else's word is taken for it. The newest one of a point counts, but for those that are of a time
+to come: a clock that ran ahead would keep a point from being checked until then.
 
 A prune that gives a point up removes its stamps before it removes the point from the trash. So a stamp whose point is
 nowhere says that the point is missing, and one of another id that another point stands in its place.
@@ -24,6 +25,8 @@ _KEY = re.compile(r"scrub/([0-9a-f]{32})\.(0|[1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,1
 _POINT_ID = 16
 # Sealed or not.
 _MAX_LENGTH = 256
+# By so many seconds clocks may differ.
+_APART = 86400
 
 
 class Stamp(NamedTuple):
@@ -48,6 +51,10 @@ class Misfit(NamedTuple):
     point: str
 
 
+def _of_time_to_come(stamp: Stamp, now: float) -> bool:
+    return stamp.time > now + _APART
+
+
 def put_stamp(backend: Backend, identity: Identity, name: PointName, id: str, stamp: Stamp) -> str:
     """Note it down; the name of the object. Raises what the store raises."""
     key = f"{SCRUB}{name.wid.hex()}.{name.number}.{stamp.time}.{'d' if stamp.deep else 'f'}"
@@ -56,27 +63,37 @@ def put_stamp(backend: Backend, identity: Identity, name: PointName, id: str, st
 
 
 def write_stamps(backend: Backend, identity: Identity, points: Iterable[Point], stamp: Stamp) -> None:
-    """Note down that these points were found whole, in place of what was noted before. Raises what the store raises."""
+    """Note down that these points were found whole now, at the time of `stamp`, in place of what was noted before.
+
+    Raises what the store raises.
+    """
     before = _listed(backend)
     for point in points:
         key = put_stamp(backend, identity, point.name, point.id, stamp)
         for old, noted in before.get(point.name, ()):
             # One that was deep stays until there is a newer one that is; one that does not fit is evidence.
             superseded = noted.time <= stamp.time and (stamp.deep or not noted.deep)
-            if old != key and superseded and _read(backend, identity, old) == point.id:
+            useless = superseded or _of_time_to_come(noted, stamp.time)
+            if old != key and useless and _read(backend, identity, old) == point.id:
                 backend.delete(old)
         if _is_gone(backend, point.name):
             # It was given up meanwhile, and its stamps were removed before this one was put.
             backend.delete(key)
 
 
-def read_stamps(backend: Backend, identity: Identity, points: Iterable[Point], *, deep: bool) -> dict[PointName, Stamp]:
-    """The newest stamp of each point; with `deep` only those count that were. Others' and damaged ones do not."""
+def read_stamps(
+    backend: Backend, identity: Identity, points: Iterable[Point], *, now: float, deep: bool
+) -> dict[PointName, Stamp]:
+    """The newest stamp of each point; with `deep` only those count that were.
+
+    Others' and damaged ones do not, nor do those that are later than `now` by more than clocks may differ.
+    """
     listed = _listed(backend)
     found: dict[PointName, Stamp] = {}
     for point in points:
         for key, stamp in sorted(listed.get(point.name, ()), key=lambda pair: pair[1].time, reverse=True):
-            if (stamp.deep or not deep) and _read(backend, identity, key) == point.id:
+            counts = (stamp.deep or not deep) and not _of_time_to_come(stamp, now)
+            if counts and _read(backend, identity, key) == point.id:
                 found[point.name] = stamp
                 break
     return found

@@ -298,10 +298,10 @@ class Store:
     def due(self, older_than: float, *, deep: bool = False) -> list[Point]:
         """The points that were not found whole for `older_than` seconds, those that wait longest first."""
         found, _ = self.readable_points()
-        stamps = read_stamps(self._backend, self._identity, found, deep=deep)
-        since = time.time() - older_than
+        now = time.time()
+        stamps = read_stamps(self._backend, self._identity, found, now=now, deep=deep)
         waiting = [(stamps[p.name].time if p.name in stamps else 0, p.record.created, p) for p in found]
-        return [point for last, _, point in sorted(waiting, key=lambda one: one[:2]) if last <= since]
+        return [point for last, _, point in sorted(waiting, key=lambda one: one[:2]) if last <= now - older_than]
 
     def forget(self, wanted: Sequence[Point]) -> list[Point]:
         """Give up restore points; returns those that are gone now. `prune` gives their space back.

@@ -63,6 +63,60 @@ def test_what_was_found_whole_is_not_due(tmp_path: Path, passphrase: Secret | No
     assert due(tmp_path, 7 * 86400, passphrase) == [ids[3], ids[2]]
 
 
+DAY = 86400
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["fast", "deep"])
+@pytest.mark.parametrize("passphrase", [None, PASSPHRASE], ids=["plain", "encrypted"])
+def test_a_check_by_a_clock_that_ran_ahead_counts_for_nothing(
+    tmp_path: Path, passphrase: Secret | None, deep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Points stay due, and the next check by a clock that is right puts its stamp in place of the wrong one."""
+    ids = filled(tmp_path, passphrase, points=2)
+    right = time.time
+
+    def check_after(seconds: int, *, deep: bool = False) -> None:
+        monkeypatch.setattr("mover.store.store.time.time", lambda: right() + seconds)
+        assert list(Store.open(tmp_path, passphrase=passphrase).verify(deep=deep)) == []
+
+    def due_after(seconds: int, *, deep: bool = False) -> list[str]:
+        monkeypatch.setattr("mover.store.store.time.time", lambda: right() + seconds)
+        return due(tmp_path, 7 * DAY, passphrase, deep=deep)
+
+    check_after(20 * 365 * DAY, deep=deep)
+    assert due_after(0) == due_after(0, deep=True) == ids
+    check_after(0)
+    assert len(stamps(tmp_path)) == len(ids), "the wrong ones are gone"
+    assert due_after(0) == []
+    assert due_after(0, deep=True) == ids
+    assert due_after(8 * DAY) == ids
+
+
+def test_a_check_by_a_clock_that_is_a_little_ahead_counts(tmp_path: Path) -> None:
+    """Machines differ by some hours, and nothing is checked twice for that."""
+    ids = filled(tmp_path, points=1)
+    age(tmp_path, ids[0], -DAY // 2)
+    assert due(tmp_path, 0) == []
+    age(tmp_path, ids[0], -2 * DAY)
+    assert due(tmp_path, 0) == ids
+
+
+def test_a_check_by_a_clock_that_is_behind_leaves_what_is_to_be_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To such a clock all others ran ahead: what it does away with costs a check, and is not taken for one."""
+    ids = filled(tmp_path, points=1)
+    assert list(Store.open(tmp_path).verify(deep=True)) == []
+    right = time.time
+    monkeypatch.setattr("mover.store.store.time.time", lambda: right() - 365 * DAY)
+    assert list(Store.open(tmp_path).verify()) == []
+    assert due(tmp_path, 7 * DAY) == []
+    monkeypatch.undo()
+    assert due(tmp_path, 7 * DAY) == ids
+    assert list(Store.open(tmp_path).verify()) == []
+    assert due(tmp_path, 7 * DAY) == []
+
+
 def test_a_point_that_suffers_is_not_stamped(tmp_path: Path) -> None:
     ids = filled(tmp_path)
     pack = sorted((tmp_path / "packs").rglob("*.d"), key=lambda path: path.stat().st_mtime_ns)[0]
