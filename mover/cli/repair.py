@@ -39,7 +39,7 @@ def _show(report: RepairReport, *, dry: bool) -> None:
     for loss in report.losses:
         show(printable(_lost(loss)))
     for name, reason in report.helpless:
-        show(printable(f"{name}: {reason}; nothing can be done about it"))
+        show(printable(f"{name}: {reason}; it is left as it is"))
     if report.losses:
         say("what is lost comes back by itself where the next backup sees it again; `mover verify` tells")
 

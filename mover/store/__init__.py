@@ -8,7 +8,7 @@ from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.names import PartialName
 from mover.store.partial import PartialDisk, PartialRun, PartialVm
 from mover.store.point import MEMORY, CopiedFrom, Point, PointDisk, PointRecord
-from mover.store.prune import Patience, PruneReport
+from mover.store.prune import PruneReport
 from mover.store.reader import DiskReader
 from mover.store.record import MAX_RAW
 from mover.store.repair import Loss, RepairReport
@@ -17,6 +17,7 @@ from mover.store.seal import Sealed
 from mover.store.store import Store
 from mover.store.tree import Begun, Tree
 from mover.store.verify import Damage
+from mover.store.waiting import Patience
 from mover.store.writer import Writer
 
 __all__ = [

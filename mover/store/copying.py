@@ -17,7 +17,7 @@ from mover.store.names import PackName, SegmentName
 from mover.store.pack_writer import PackWriter, Written
 from mover.store.publish import PUBLISH_RECORDS, publish_written
 from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_STORED, PAGE, BadRecordError, Record
-from mover.store.scrub import READ_AT_ONCE, Entry, runs
+from mover.store.scrub import GAP, READ_AT_ONCE, Entry, end_of, runs
 
 
 class Copier:
@@ -40,6 +40,7 @@ class Copier:
         self.copied = 0
         self.bytes = 0
         self.damaged: dict[PackName, str] = {}
+        self.damaged_ids: set[bytes] = set()
         self._backend = backend
         self._identity = identity
         self._wid = wid
@@ -52,16 +53,16 @@ class Copier:
         self._identify = {CHUNK: identity.chunk_id, PAGE: identity.page_id, BLOB: identity.blob_id}
 
     def copy(self, moving: Iterable[tuple[PackName, Sequence[Entry]]]) -> None:
-        """Copy these records. A pack with a record that is not what its id says gets into `damaged`.
+        """Copy these records. One that is not what was stored gets into `damaged_ids`, and its pack into `damaged`.
 
         Raises `ObjectMissingError` if a pack is gone: another prune has moved what it held.
         """
         buffer = memoryview(bytearray(READ_AT_ONCE + MAX_STORED + HEADER_LENGTH))
         for name, entries in moving:
-            for run in runs(entries):
+            # What is between the records of a damaged pack may be what cannot be read.
+            for run in runs(entries, 0 if self._deep else GAP):
                 start = run[0].offset
-                end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_STORED) for entry in run)
-                got = self._backend.read_into(name.key, start, buffer[: end - start])
+                got = self._backend.read_into(name.key, start, buffer[: end_of(run) - start])
                 self._append(name, run, buffer[:got])
                 self._list(at_least=PUBLISH_RECORDS)
 
@@ -96,6 +97,7 @@ class Copier:
                 fresh.append(self._check(entry, stored[at : at + HEADER_LENGTH + entry.length]))
             except BadRecordError as error:
                 self.damaged[name] = f"at byte {entry.offset}: {error}"
+                self.damaged_ids.add(entry.id)
         written, length = self._packs.append(name.kind, fresh, lambda unknown: unknown)
         self.copied += len(written)
         self.bytes += length

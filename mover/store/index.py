@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -153,6 +153,19 @@ class IndexView:
                 return loaded.segment.packs[number].name
         return None
 
+    def packs_with(self, ids: Collection[bytes]) -> set[PackName]:
+        """Every pack that some segment lists one of these records in."""
+        found: set[PackName] = set()
+        keys = segments.keys_of(b"".join(ids))[:, 0]
+        for segment in (loaded.segment for loaded in self.segments):
+            # By the first eight bytes: that may name a pack too many, and leaves none out.
+            first = np.searchsorted(segment.prefix, keys)
+            last = np.searchsorted(segment.prefix, keys, side="right")
+            for start, end in zip(first.tolist(), last.tolist(), strict=True):
+                packs = segment.rows["pack"][start:end].tolist()
+                found.update(segment.packs[pack].name for pack in packs if pack < len(segment.packs))
+        return found
+
     def loaded(self, name: SegmentName, segment: Segment, data: memoryview) -> Loaded:
         """A segment that is to be added. Its packs are as good as they are in the segments it replaces."""
         replaced = [loaded for loaded in self.segments if loaded.name in segment.replaces]
@@ -239,7 +252,14 @@ class Index:
             ) from error
         with self._lock:
             view = self._view or load(self.backend, self.identity, self.mapping)
-            self._view = view.adding(view.loaded(name, segment, data))
+            present = {one.name for one in view.segments}
+            if name in present:
+                return  # whoever looked at the store anew meanwhile has found it, and knows which packs are fit for use
+            if present.issuperset(segment.replaces):
+                self._view = view.adding(view.loaded(name, segment, data))
+            else:
+                # Without those it replaces nothing here says which of its packs are.
+                self._view = load(self.backend, self.identity, self.mapping)
 
 
 def load(backend: Backend, identity: Identity, mapping: Mapping) -> IndexView:

@@ -20,18 +20,19 @@ from mover.store.names import LEASES, lease_key, parse_lease
 
 # Seconds between renewals that are driven by what a writer does.
 RENEW_EVERY = 30.0
+_MAX_ABOUT = 4096
 
 
 class Lease:
     """The lease of the writer `wid`. Any thread may renew it."""
 
-    def __init__(self, backend: Backend, wid: bytes) -> None:
-        """Take it: durable on return. Raises `StoreFullError`, `StoreIoError`."""
+    def __init__(self, backend: Backend, wid: bytes, *, repair: bool = False) -> None:
+        """Take it, for a backup or a `repair`: durable on return. Raises `StoreFullError`, `StoreIoError`."""
         self.wid = wid
         self._backend = backend
         self._renewals = 0
         self._lock = Lock()
-        about = {"host": platform.node(), "pid": os.getpid(), "started": int(time.time())}
+        about = {"host": platform.node(), "pid": os.getpid(), "started": int(time.time()), "repair": repair}
         backend.put(lease_key(wid), json.dumps(about, sort_keys=True).encode())
         self._due = time.monotonic() + RENEW_EVERY
 
@@ -86,6 +87,14 @@ class Lease:
 def fenced() -> FencedError:
     """What a writer says that was shut out."""
     return FencedError("a prune has shut this run out because it was silent for too long", "run it again")
+
+
+def is_repair(backend: Backend, wid: bytes) -> bool:
+    """Whether the lease of `wid` is that of a repair. False if it is gone, or says nothing."""
+    with suppress(ObjectMissingError, ValueError):
+        about: object = json.loads(backend.get(lease_key(wid), 0, _MAX_ABOUT))
+        return isinstance(about, dict) and about.get("repair") is True
+    return False
 
 
 def remove_lease(backend: Backend, wid: bytes, renewals: Iterable[int]) -> None:

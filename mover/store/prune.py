@@ -10,7 +10,7 @@ that costs the writer a retry, never data.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -31,7 +31,6 @@ from mover.store.names import (
     LEASES,
     PACKS,
     PackName,
-    PointName,
     SegmentName,
     condemned_key,
     new_writer_id,
@@ -41,33 +40,17 @@ from mover.store.names import (
 )
 from mover.store.pages import PageCache
 from mover.store.partial import stale as stale_notes
-from mover.store.point import FENCE, Point
+from mover.store.point import Point
 from mover.store.probe import refuse_overwriting
 from mover.store.probe import stale as stale_probes
 from mover.store.reach import Reach
 from mover.store.roots import list_forgotten, read_roots
 from mover.store.stamps import remove_stamps
+from mover.store.waiting import Patience, Progress, settle, shut_out_the_silent, wait_for_writers
 
 # Another prune may move records while this one copies them; each time it has made progress.
 _TRIES = 5
 _PACK_FRAME = pack.HEADER_LENGTH + pack.TRAILER_LENGTH
-
-# Told what is being done, how much of it is done, and of how much.
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Patience:
-    """A writer that has not renewed its lease for `silence` seconds is shut out; looked at every `poll` seconds.
-
-    `settle` is twice the time in seconds by which lists may lag behind; 0 where they never do.
-    """
-
-    silence: float = 900.0
-    poll: float = 1.0
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-    settle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -152,14 +135,14 @@ class Prune:
         # What is in the trash now is given up; what gets there later may be the base of a backup that nobody waits for.
         self._forgotten = list_forgotten(self._backend)
         # What a killed run has left belongs to nobody only once it is shut out.
-        self._watch_leases("looking for backups that are still running", until_gone=False)
+        self._fenced += shut_out_the_silent(self._backend, self._patience, self._progress)
         plan = self._choose()
         if plan.doomed:
             self._condemn(plan)
             try:
-                self._settle()
+                settle(self._patience, self._progress)
                 self._wait_for_writers()
-                self._settle()
+                settle(self._patience, self._progress)
                 self._rescue(plan)
             except BaseException:
                 # Nothing of ours is deleted, nor will be.
@@ -198,51 +181,9 @@ class Prune:
         key = condemned_key(self.wid)
         self._backend.put(key, self._identity.cipher.seal(key, encode_condemned(self._identity, plan.doomed)))
 
-    def _settle(self) -> None:
-        """Until lists show everything that was there when this was called."""
-        clock = self._patience.clock
-        until = clock() + self._patience.settle
-        while clock() < until:
-            self._progress("waiting for lists to settle", 0, 1)
-            self._patience.sleep(min(self._patience.poll, self._patience.settle))
-
     def _wait_for_writers(self) -> None:
         """Until all who write now, and may not know what is condemned, have finished or are shut out."""
-        self._watch_leases("waiting for backups that are running", until_gone=True)
-
-    def _watch_leases(self, doing: str, *, until_gone: bool) -> None:
-        """Shut out the writers that are silent, until those who hold a lease now are gone, or else show a sign of life.
-
-        Of their silence this machine's clock is the only judge: nothing that they have written is taken for a time.
-        """
-        clock = self._patience.clock
-        waiting = dict(read_leases(self._backend))
-        since = dict.fromkeys(waiting, clock())
-        total = len(waiting)
-        while waiting:
-            for wid, renewals in list(waiting.items()):
-                if clock() - since[wid] > self._patience.silence:
-                    self._fence(wid)
-                    remove_lease(self._backend, wid, renewals)
-            now = read_leases(self._backend)
-            alive = {wid for wid, renewals in waiting.items() if wid in now and now[wid] != renewals}
-            for wid in [wid for wid in waiting if wid not in now or (wid in alive and not until_gone)]:
-                del waiting[wid]
-            for wid in alive & waiting.keys():
-                waiting[wid], since[wid] = now[wid], clock()
-            self._progress(doing, total - len(waiting), total)
-            if waiting:
-                self._patience.sleep(self._patience.poll)
-
-    def _fence(self, wid: bytes) -> None:
-        """Take the number of this writer's next commit: exactly one of the two gets it."""
-        number = 0
-        while not self._backend.put(PointName(wid, number).key, FENCE):
-            with suppress(ObjectMissingError):
-                if self._backend.get(PointName(wid, number).key, 0, len(FENCE) + 1) == FENCE:
-                    return
-            number += 1
-        self._fenced += 1
+        self._fenced += wait_for_writers(self._backend, self._patience, self._progress)
 
     def _rescue(self, plan: _Plan) -> None:
         """Copy what is needed out of the condemned packs, our own and others', until nothing is needed there."""
@@ -262,8 +203,9 @@ class Prune:
             finally:
                 copier.close()
                 self._copied += copier.bytes
-            for name, reason in copier.damaged.items():
-                self._damaged[name] = reason
+            self._damaged |= copier.damaged
+            # Another pack may have a good copy of what is damaged; which one, a repair finds out.
+            for name in copier.damaged.keys() | reach.view.packs_with(copier.damaged_ids):
                 plan.doomed.pop(name, None)
             return
         raise StoreDamagedError(f"other prunes of {self._backend.location} get in the way", "prune again later")

@@ -28,6 +28,8 @@ ZSTD = 1
 # A call for several contents makes a context of its own; for fewer than these it takes longer than it saves.
 _TOGETHER = 4
 
+_NOT_SAID = -1  # what zstd answers for a frame that does not say how long its content is
+
 _MAGIC = 0x31434552  # "REC1"
 _HEADER = struct.Struct("<IIII32sQ")
 
@@ -170,6 +172,9 @@ def expand(
         plain = data
     elif codec == ZSTD:
         try:
+            # A frame that says how long its content is would be believed, whatever `max_output_size` is.
+            if zstandard.frame_content_size(data) != _NOT_SAID:
+                raise BadRecordError("its frame states a length, which none of ours does")
             plain = decompressor.decompress(data, max_output_size=raw_length)
         except zstandard.ZstdError as error:
             raise BadRecordError(f"it does not decompress ({error})") from error

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from errno import EIO
 from typing import NamedTuple
+
+import zstandard
 
 from mover.errors import StoreIoError
 from mover.store import pack, record
@@ -15,7 +19,7 @@ from mover.store.pack import BadPackError
 from mover.store.record import BLOB, CHUNK, HEADER_LENGTH, MAX_STORED, PAGE, BadRecordError
 
 READ_AT_ONCE = 4 << 20
-_GAP = 64 << 10
+GAP = 64 << 10
 
 
 class Entry(NamedTuple):
@@ -29,13 +33,17 @@ class Entry(NamedTuple):
 
 @dataclass
 class PackReport:
-    """What is wrong with a pack: with itself (`reason`, empty if nothing), and with its records."""
+    """What is wrong with a pack: with itself (`reason`, empty if nothing), and with its records.
+
+    `unread` says why, if some of it could not be read just now: it may be as good as ever.
+    """
 
     name: PackName
     reason: str = ""
     bad: dict[bytes, str] = field(default_factory=dict)
     checked: int = 0
     missing: bool = False
+    unread: str = ""
 
     def __str__(self) -> str:
         parts = [self.reason] if self.reason else []
@@ -65,12 +73,14 @@ class Scrub:
             return self._missing(report, indexed(name))
         except (BadPackError, StoreIoError) as error:
             report.reason, entries = str(error), indexed(name)
-        self._records(report, entries)
-        return report
+            report.unread = "" if is_rot(error) else str(error)
+        return self._with_records(report, entries)
 
     def records(self, name: PackName, entries: Sequence[Entry]) -> PackReport:
         """Check only some records of a pack."""
-        report = PackReport(name)
+        return self._with_records(PackReport(name), entries)
+
+    def _with_records(self, report: PackReport, entries: Sequence[Entry]) -> PackReport:
         try:
             self._records(report, entries)
         except ObjectMissingError:
@@ -99,47 +109,66 @@ class Scrub:
 
     def _records(self, report: PackReport, entries: Sequence[Entry]) -> None:
         decompressor = record.decompressor()
-
-        def expand(entry: Entry, payload: memoryview) -> bytes | memoryview:
-            return record.expand(entry.id, payload, entry.meta, decompressor, self.identity.cipher)
-
-        identify = {
-            CHUNK: self.identity.chunk_id,
-            PAGE: self.identity.page_id,
-            BLOB: self.identity.blob_id,
-        }
-        report.checked = len(entries)
         buffer = memoryview(bytearray(READ_AT_ONCE + MAX_STORED + HEADER_LENGTH))
-        for run in runs(entries):
+        report.checked = len(entries)
+        rotten = 0
+        waiting = deque(runs(entries))
+        while waiting:
+            run = waiting.popleft()
             start = run[0].offset
-            end = max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_STORED) for entry in run)
             try:
-                got = self.backend.read_into(report.name.key, start, buffer[: end - start])
+                got = self.backend.read_into(report.name.key, start, buffer[: end_of(run) - start])
             except StoreIoError as error:
+                if is_rot(error) and len(run) > 1:
+                    waiting.extendleft([entry] for entry in reversed(run))  # only some of them may be in the bad place
+                    continue
+                if is_rot(error):
+                    rotten += 1
+                else:
+                    report.unread = str(error)
                 report.bad.update((entry.id, f"cannot be read: {error}") for entry in run)
                 continue
             for entry in run:
                 at = entry.offset - start
-                stored = buffer[at : min(at + HEADER_LENGTH + entry.length, got)]
                 try:
-                    payload = record.payload(stored, entry.id, entry.meta)
-                    if not record.check_sum(stored):
-                        raise BadRecordError("its checksum does not match")
-                    kind = entry.meta >> 24 & 15
-                    if kind not in identify:
-                        raise BadRecordError(f"its kind {kind} is unknown")
-                    if self.deep and identify[kind](expand(entry, payload)) != entry.id:
-                        raise BadRecordError("its content is not what its id says")
+                    self._check(entry, buffer[at : min(at + HEADER_LENGTH + entry.length, got)], decompressor)
                 except BadRecordError as error:
                     report.bad[entry.id] = f"at byte {entry.offset}: {error}"
+        if rotten and rotten == len(entries):
+            report.unread = "nothing of it can be read"
+
+    def _check(self, entry: Entry, stored: memoryview, decompressor: zstandard.ZstdDecompressor) -> None:
+        """Raise `BadRecordError` if this is not the record that `entry` describes."""
+        payload = record.payload(stored, entry.id, entry.meta)
+        if not record.check_sum(stored):
+            raise BadRecordError("its checksum does not match")
+        kind = entry.meta >> 24 & 15
+        identify = {CHUNK: self.identity.chunk_id, PAGE: self.identity.page_id, BLOB: self.identity.blob_id}
+        if kind not in identify:
+            raise BadRecordError(f"its kind {kind} is unknown")
+        if self.deep:
+            plain = record.expand(entry.id, payload, entry.meta, decompressor, self.identity.cipher)
+            if identify[kind](plain) != entry.id:
+                raise BadRecordError("its content is not what its id says")
 
 
-def runs(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Neighbours that are read together."""
+def is_rot(error: BadPackError | StoreIoError) -> bool:
+    """Whether this is how the medium is, and not a failure to get at it, which may pass."""
+    cause = error.__cause__
+    return isinstance(error, BadPackError) or (isinstance(cause, OSError) and cause.errno == EIO)
+
+
+def end_of(run: Sequence[Entry]) -> int:
+    """Where the last byte of records that are read together is."""
+    return max(entry.offset + HEADER_LENGTH + min(entry.length, MAX_STORED) for entry in run)
+
+
+def runs(entries: Sequence[Entry], gap: int = GAP) -> Iterator[list[Entry]]:
+    """Neighbours that are read together, with gaps of up to so many bytes between them."""
     run: list[Entry] = []
     end = 0
     for entry in sorted(entries):
-        if run and (entry.offset - end > _GAP or entry.offset - run[0].offset > READ_AT_ONCE):
+        if run and (entry.offset - end > gap or entry.offset - run[0].offset > READ_AT_ONCE):
             yield run
             run = []
         run.append(entry)

@@ -29,14 +29,14 @@ from mover.store.identity import Identity
 from mover.store.index import Index
 from mover.store.keys import Cost, KeyRing, Slot
 from mover.store.lease import Lease
-from mover.store.lost import read_lost
+from mover.store.lost import LostParts, read_lost
 from mover.store.names import KEYS, POINTS, STORE, PartialName, PointName, new_writer_id, parse_point
 from mover.store.notes import damaged_notes
 from mover.store.pages import PageCache
 from mover.store.partial import PartialRun
 from mover.store.places import Place, mapping_for, open_backend
 from mover.store.point import BadPointError, LaterPointError, Point
-from mover.store.prune import Patience, Progress, Prune, PruneReport, one_after_the_other
+from mover.store.prune import Prune, PruneReport, one_after_the_other
 from mover.store.reader import DiskReader
 from mover.store.record import BLOB
 from mover.store.records import Records
@@ -45,6 +45,7 @@ from mover.store.roots import forget
 from mover.store.s3.access import S3Access
 from mover.store.stamps import Misfit, Stamp, misfits, read_stamps, write_stamps
 from mover.store.verify import Damage, Verification
+from mover.store.waiting import Patience, Progress
 from mover.store.writer import Writer
 from protocol.secret import Secret
 
@@ -347,32 +348,42 @@ class Store:
             progress or (lambda *_: None),
         )
 
-    def repair(self, *, deep: bool = False, dry: bool = False, progress: Progress | None = None) -> RepairReport:
+    def repair(
+        self,
+        *,
+        deep: bool = False,
+        dry: bool = False,
+        patience: Patience | None = None,
+        progress: Progress | None = None,
+    ) -> RepairReport:
         """Make the index anew where it is damaged, save good records from damaged packs, and say what is lost.
 
-        What is lost is stored again when it is seen again; backups do not build on points that lack something. With
-        `dry` nothing is changed. Raises `StoreDamagedError` if it cannot be known what a prune is about to delete, and
-        what the store raises, and `FormatTooNewError`.
+        What is lost is stored again when it is seen again; backups do not build on points that lack something. Where
+        packs have to be deleted it waits for backups that are running, as a prune does. With `dry` nothing is changed.
+        Raises `StoreDamagedError` if it cannot be known what a prune is about to delete, `FencedError` if a prune has
+        given it up, `FormatTooNewError`, and what the store raises.
         """
         self.config.require(self.location, "prune")
-        lease = Lease(self._backend, new_writer_id())
+        lease = Lease(self._backend, new_writer_id(), repair=True)
         try:
             found, damaged = self.readable_points()
             self._index.mapping.renew()
-            work = Repair(
+            strays = self._misfits(found, damaged)
+            notes = list(partial.damaged(self._backend, self._identity))
+            helpless = [(one.object, one.reason) for one in damaged] + [(one.object, one.reason) for one in strays]
+            repair = Repair(
                 self._backend,
                 self._identity,
                 self.config,
                 self._index,
                 self._cache,
-                lease.wid,
+                lease,
                 deep,
-                _alive(lease, progress),
+                patience or Patience(),
+                progress or (lambda *_: None),
+                lambda: self.readable_points()[0],
             )
-            strays = self._misfits(found, damaged)
-            notes = list(partial.damaged(self._backend, self._identity))
-            helpless = [(one.object, one.reason) for one in damaged] + [(one.object, one.reason) for one in strays]
-            report = work.run(found, helpless + notes, dry=dry)
+            report = repair.run(helpless + notes, dry=dry)
             if not dry:
                 # What is told now need not be told again.
                 for key in [*(stray.key for stray in strays), *(key for key, _ in notes)]:
@@ -384,6 +395,19 @@ class Store:
     def lost_roots(self) -> frozenset[bytes]:
         """The roots of disks that lack something, as the last repair found. Raises `StoreDamagedError`."""
         return read_lost(self._backend, self._identity)
+
+    def lacking(self, among: Sequence[Point]) -> list[Point]:
+        """The points of `among` of which the last repair found disks to lack something, and nothing stored it again.
+
+        Raises `StoreDamagedError`.
+        """
+        noted = self.lost_roots()
+        disks = [(point, disk) for point in among for disk in point.record.disks if disk.root in noted]
+        if not disks:
+            return []
+        parts = LostParts(self._index.reload(), self._cache, self.chunk_size)
+        names = {point.name for point, disk in disks if parts.of(disk.root, disk.size)}
+        return [point for point in among if point.name in names]
 
     def unfinished(self) -> list[tuple[PartialName, PartialRun | None]]:
         """The notes of runs on how far they are, the newest first; None for one that cannot be read."""
@@ -416,14 +440,3 @@ def _unlock(backend: Backend, config: Config, description: bytes, passphrase: Se
         )
     key, slot = KeyRing(backend, config.store_id, description).unlock(passphrase)
     return replace(config, key=key, slot=slot)
-
-
-def _alive(lease: Lease, progress: Progress | None) -> Progress:
-    """Tell of the progress, and renew the lease."""
-
-    def tell(doing: str, done: int, total: int) -> None:
-        lease.renew_if_due()
-        if progress is not None:
-            progress(doing, done, total)
-
-    return tell

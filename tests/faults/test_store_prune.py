@@ -421,3 +421,48 @@ def test_more_packs_than_can_be_condemned_at_once_take_several_prunes(
     assert [place.open().prune().deleted for _ in range(4)] == [2, 2, 2, 0]
     assert restore(place.open(), "latest") == noise(3)
     assert list(place.open().verify(deep=True)) == []
+
+
+def test_of_what_is_damaged_a_second_copy_is_not_deleted(tmp_path: Path) -> None:
+    """Two runs at once have stored the same chunk. The copy that look-ups prefer is rotten, which a prune finds out."""
+    store = Store.create(tmp_path)
+    with store.writer() as one, Store.open(tmp_path).writer() as other:
+        for writer, waste in ((one, "one"), (other, "other")):
+            writer.seal(memoryview(noise(waste, 5 * CHUNK)))
+            writer.commit(point_of(write_disk(writer, noise("both")), CHUNK, 1.0 if writer is one else 2.0))
+    store = Store.open(tmp_path)
+    [place_] = store._index.view.locate([store._identity.chunk_id(noise("both"))])
+    assert place_ is not None
+    path = tmp_path / place_.pack.key
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[data.index(noise("both")[:64])] ^= 1
+    path.write_bytes(data)
+    report = Store.open(tmp_path).prune()
+    assert [name.partition(":")[0] for name in report.damaged] == [place_.pack.key]
+    assert Store.open(tmp_path).repair().losses == ()
+    for point in Store.open(tmp_path).points():
+        assert restore(Store.open(tmp_path), point.id) == noise("both")
+
+
+def test_a_pack_that_goes_while_it_is_verified_is_no_damage(tmp_path: Path) -> None:
+    store = small_packs(Store.create(tmp_path))
+    first = back_up(store, noise(1, 8 * CHUNK), 1.0)
+    back_up(store, noise(2, 8 * CHUNK), 2.0)
+    old = min((tmp_path / "packs").rglob("*.d"))
+    forget(store, first)
+
+    class Pruned(DirectoryBackend):
+        """Another process prunes between the footer of a pack and its records."""
+
+        done = False
+
+        def read_into(self, key: str, offset: int, view: memoryview) -> int:
+            if not self.done and key == str(old.relative_to(tmp_path)):
+                self.done = True
+                Store.open(tmp_path).prune()
+            return super().read_into(key, offset, view)
+
+    backend = Pruned(str(tmp_path))
+    assert list(Store.open(backend).verify()) == []
+    assert backend.done

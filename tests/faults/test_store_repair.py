@@ -4,16 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from errno import EIO, ETIMEDOUT
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mover.errors import StoreDamagedError
-from mover.store import Store
+from mover.errors import FencedError, StoreDamagedError, StoreIoError
+from mover.store import Patience, Store
+from mover.store.directory import DirectoryBackend
+from mover.store.repair import Repair
 from protocol.secret import Secret
 from tests import fork_server
 from tests.crypt_fixtures import CHEAP
-from tests.store_fixtures import CHUNK, back_up, files_of, noise, read_disk, small_packs, text, write_disk
+from tests.store_fixtures import CHUNK, back_up, files_of, noise, point_of, read_disk, small_packs, text, write_disk
 
 STATES = [
     b"".join(noise(n) if n % 3 else text(n) for n in range(60)),
@@ -233,3 +239,119 @@ def test_the_verb_says_what_is_lost(tmp_path: Path) -> None:
     done = mover()
     assert done.returncode == 30
     assert f"{first} of vm, disk 0 (disk): lost 64 KiB" in done.stdout
+
+
+class Moody(DirectoryBackend):
+    """A store that fails to read one data pack, for a while or for ever: all of it, or what has a certain byte."""
+
+    def __init__(self, root: Path, errno: int, key: str, at: int | None = None) -> None:
+        super().__init__(str(root))
+        self.errno = errno
+        self.key = key
+        self.at = at
+
+    def read_into(self, key: str, offset: int, view: memoryview) -> int:
+        if key == self.key and (self.at is None or offset <= self.at < offset + len(view)):
+            raise StoreIoError("cannot read it") from OSError(self.errno, os.strerror(self.errno))
+        return super().read_into(key, offset, view)
+
+
+def test_what_cannot_be_read_just_now_is_left_as_it_is(tmp_path: Path) -> None:
+    filled(tmp_path)
+    key = str(packs(tmp_path)[1].relative_to(tmp_path))
+    before = {path: path.read_bytes() for path in files_of(tmp_path)}
+    for errno in (ETIMEDOUT, EIO):  # of a pack of which nothing at all can be read the medium is not to blame
+        report = Store.open(Moody(tmp_path, errno, key)).repair()
+        assert [name for name, _ in report.helpless] == [key]
+        assert (report.emptied, report.dropped, report.losses) == (0, 0, ())
+        assert {path: path.read_bytes() for path in files_of(tmp_path)} == before
+    is_whole(tmp_path)
+
+
+def test_around_a_bad_sector_everything_is_saved(tmp_path: Path) -> None:
+    filled(tmp_path)
+    spoilt = packs(tmp_path)[1]
+    bad = Moody(tmp_path, EIO, str(spoilt.relative_to(tmp_path)), 20_000)
+    assert any("cannot be read" in damage.reason for damage in Store.open(bad).verify())
+    report = Store.open(bad).repair()
+    assert (report.emptied, report.dropped, report.helpless) == (1, 1, ())
+    assert report.saved >= 5 and {loss.lost for loss in report.losses} == {CHUNK}
+    assert not spoilt.exists()
+
+
+def test_a_repair_that_was_shut_out_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was suspended after it had copied, for longer than a prune waits: that one has counted on the old place."""
+    filled(tmp_path)
+    overwrite(packs(tmp_path)[1], 20_000, bytes(100))
+    kept = _readable(tmp_path)
+    take_off = Repair._take_off
+
+    def suspended(self: Repair, *arguments: Any) -> None:
+        Store.open(tmp_path).prune(patience=Patience(silence=-1.0, poll=0.0))
+        take_off(self, *arguments)
+
+    monkeypatch.setattr(Repair, "_take_off", suspended)
+    with pytest.raises(FencedError):
+        Store.open(tmp_path).repair()
+    monkeypatch.undo()
+    assert _readable(tmp_path) == kept
+    Store.open(tmp_path).repair()
+    assert _readable(tmp_path) == kept
+
+
+def _readable(path: Path) -> list[tuple[str, int, bytes]]:
+    """Every chunk of every disk that can be read."""
+    store = Store.open(path)
+    view = memoryview(bytearray(CHUNK))
+    found: list[tuple[str, int, bytes]] = []
+    for point in store.points():
+        for disk in point.record.disks:
+            for at in range(0, disk.size, CHUNK):
+                with suppress(StoreDamagedError):
+                    store.disk(disk.root, disk.size).read_into(at, view)
+                    found.append((point.id, at, bytes(view)))
+    return found
+
+
+@pytest.mark.parametrize("how", ["incremental", "deduplicated"])
+def test_a_backup_that_runs_meanwhile_is_waited_for_and_looked_at(tmp_path: Path, how: str) -> None:
+    """It has begun before anything was known, and counts on what the repair finds lost."""
+    filled(tmp_path)
+    spoilt = packs(tmp_path)[1]
+    overwrite(spoilt, 20_000, bytes(100))
+    store = Store.open(tmp_path)
+    writer = store.writer()
+    committed: list[str] = []
+    base = store.points()[0].record.disks[0]
+
+    def meanwhile(seconds: float) -> None:
+        """While the repair waits for it."""
+        assert spoilt.exists()
+        if how == "incremental":
+            root = write_disk(writer, noise("new") + STATES[0][CHUNK:], [0], base=base.root, base_size=base.size)
+        else:
+            root = write_disk(writer, STATES[0])
+        committed.append(writer.commit(point_of(root, len(STATES[0]), 9.0)))
+        writer.__exit__(None, None, None)
+
+    report = Store.open(tmp_path).repair(patience=Patience(sleep=meanwhile))
+    assert not spoilt.exists()
+    [point] = [point for point in Store.open(tmp_path).points() if point.id in committed]
+    damaged = {one for damage in Store.open(tmp_path).verify(deep=True) for one in damage.points}
+    assert point.id in damaged
+    assert point.id in {loss.point for loss in report.losses}
+    assert point.record.disks[0].root in Store.open(tmp_path).lost_roots()
+
+
+def test_two_repairs_at_once_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    filled(tmp_path)
+    overwrite(packs(tmp_path)[1], 20_000, bytes(100))
+    overwrite(packs(tmp_path)[2], 20_000, bytes(100))
+    lost = Store.open(tmp_path).repair(dry=True).losses
+    kept = _readable(tmp_path)
+    with ThreadPoolExecutor(2) as executor:
+        running = [executor.submit(Store.open(tmp_path).repair) for _ in range(2)]
+        for one in running:
+            one.result(timeout=60)
+    assert _readable(tmp_path) == kept
+    assert Store.open(tmp_path).repair().losses == lost

@@ -9,21 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest
 
 from mover.errors import StoreIoError
 from mover.store import Store, file_map, index, pack, point, record, segment
+from mover.store.condemned import encode_condemned
 from mover.store.file_map import map_file
 from mover.store.identity import Identity
 from mover.store.index import IndexView, Loaded
+from mover.store.merge import merge
 from mover.store.names import (
     DATA,
     META,
     PackName,
     PointName,
     SegmentName,
+    condemned_key,
+    new_writer_id,
     parse_lease,
     parse_pack,
     parse_partial,
@@ -31,7 +36,7 @@ from mover.store.names import (
     parse_segment,
 )
 from mover.store.segment import ROW, PackEntry, Segment, keys_of
-from tests.store_fixtures import back_up, noise, restore
+from tests.store_fixtures import CHUNK, back_up, noise, restore
 
 IDENTITY = Identity.of(bytes(range(32)), encrypted=False)
 CIPHER = IDENTITY.cipher
@@ -221,6 +226,27 @@ def test_a_frame_that_swells_is_stopped() -> None:
         record.expand(bytes(32), memoryview(bomb), meta, record.decompressor(), CIPHER)
 
 
+def test_a_frame_that_states_a_length_is_refused_before_anything_is_allocated() -> None:
+    """The library believes the frame, whatever limit it is given: flipped bits could ask for any amount."""
+    honest = zstandard.ZstdCompressor(level=1, write_content_size=True).compress(bytes(1000))
+    meta = record.pack_meta(1000, record.CHUNK, record.ZSTD)
+    with pytest.raises(record.BadRecordError, match="states a length"):
+        record.expand(bytes(32), memoryview(honest), meta, record.decompressor(), CIPHER)
+
+
+@given(st.integers(0, 20), st.integers(1, 255))
+def test_a_frame_with_wrong_bits_is_a_bad_record_or_right(at: int, flipped: int) -> None:
+    plain = b"".join(b"line %d of some text\n" % number for number in range(4000))[:65536]
+    frame = bytearray(record.compressor(1).compress(plain))
+    frame[at] ^= flipped
+    meta = record.pack_meta(len(plain), record.CHUNK, record.ZSTD)
+    try:
+        found = record.expand(bytes(32), memoryview(bytes(frame)), meta, record.decompressor(), CIPHER)
+    except record.BadRecordError:
+        return
+    assert len(found) == len(plain)
+
+
 @given(st.binary(min_size=16, max_size=16), st.integers(0, 2**24 - 1), st.sampled_from([DATA, META]), st.integers(0, 9))
 def test_names_come_back(wid: bytes, number: int, kind: int, level: int) -> None:
     assert parse_pack(PackName(wid, number, kind).key) == PackName(wid, number, kind)
@@ -282,3 +308,33 @@ def test_many_ids_are_looked_up_in_parts(bunched: list[bytes], seed: int) -> Non
         assert view.locate(asked) == [place for places in one_by_one[1] for place in places]
     kept = {id for at, id in enumerate(here[0]) if at % len(PACKS)} | set(here[1])
     assert one_by_one[0] == [id in kept for id in asked]
+
+
+@pytest.mark.parametrize("gone", ["condemned", "cut off", "missing"])
+def test_a_merged_segment_is_no_better_than_those_it_replaces(
+    tmp_path: Path, gone: str
+) -> None:
+    """A reader whose record has moved looks at the store anew, between a writer's merge and its use of that."""
+    store = Store.create(tmp_path)
+    for number in range(3):
+        back_up(store, noise(number, 4 * CHUNK), float(number))
+    packs = sorted((tmp_path / "packs").rglob("*.d"))
+    for path in packs:
+        if gone == "cut off":
+            path.chmod(0o600)
+            os.truncate(path, path.stat().st_size - 1)
+        elif gone == "missing":
+            path.unlink()
+    backend, identity = store._backend, store._identity
+    if gone == "condemned":
+        names = [name for path in packs if (name := parse_pack(str(path.relative_to(tmp_path)))) is not None]
+        key = condemned_key(new_writer_id())
+        backend.put(key, encode_condemned(identity, names))
+    ids = [identity.chunk_id(noise(1, 4 * CHUNK)[:CHUNK])]
+    used = Store.open(tmp_path)._index
+    assert used.reload().contains(ids) == [False]
+    merged = merge(backend, identity, list(used.view.segments), new_writer_id(), 0)
+    assert merged is not None
+    used.reload()
+    used.add(merged)
+    assert used.view.contains(ids) == [False]
