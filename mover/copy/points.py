@@ -3,6 +3,9 @@
 Ids of two stores have nothing to do with each other, so what is the same is found by the trees: a point is read where
 it differs from the newest state of its disks that was copied before, and all of it if there is none. What was stored by
 a copy that was interrupted is found again by the other store's index.
+
+A copy of which that store has lost a part does not count. Copied anew it comes out as the same tree, so that the point
+that is there is whole again; no second one is made of it.
 """
 
 from __future__ import annotations
@@ -90,11 +93,11 @@ async def copy_points(source: Store, target: Store, points: Sequence[Point], emi
     slot = max(_SLOT, source.chunk_size, target.chunk_size)
     threads = max(os.cpu_count() or 2, source.readers)
     with target.writer() as writer, ThreadPoolExecutor(threads, "copy") as executor:
-        there = await in_thread(executor, _copies, source, target)
+        there, broken = await in_thread(executor, _copies, source, target)
         originals = {one.id: one.record for one in await in_thread(executor, lambda: source.readable_points()[0])}
-        lost = await in_thread(executor, lambda: source.lost_roots() | target.lost_roots())
+        lost = await in_thread(executor, lambda: {*source.lost_roots(), *target.lost_roots()})
         arena = Arena(_IN_MEMORY // slot, slot)
-        work = _Copy(source, target, writer, executor, arena, emit, originals, there, lost)
+        work = _Copy(source, target, writer, executor, arena, emit, originals, there, broken, lost)
         for point in sorted(points, key=lambda one: one.place):
             if point.id in there:
                 present.append(point.id)
@@ -128,7 +131,8 @@ async def copy_points(source: Store, target: Store, points: Sequence[Point], emi
 class _Copy:
     """What the points of one copy share. `there` are the copies by the ids of their `originals`.
 
-    `lost` are the roots of disks of which either store has lost a part.
+    `broken` are those that lack something, likewise, and `lost` the roots of disks of which either store has lost a
+    part.
     """
 
     source: Store
@@ -139,17 +143,23 @@ class _Copy:
     emit: Emit
     originals: dict[str, PointRecord]
     there: dict[str, PointRecord]
-    lost: frozenset[bytes]
+    broken: dict[str, Point]
+    lost: set[bytes]
 
 
-def _copies(source: Store, target: Store) -> dict[str, PointRecord]:
-    """The copies that `target` has of points of `source`, by the id of the original."""
+def _copies(source: Store, target: Store) -> tuple[dict[str, PointRecord], dict[str, Point]]:
+    """The copies that `target` has of points of `source`, by the ids of the originals: whole ones, and others."""
     found: dict[str, PointRecord] = {}
-    for point in target.readable_points()[0]:
-        of = point.record.copied_from
-        if of is not None and of.store == source.config.store_id:
-            found[of.point] = point.record
-    return found
+    broken: dict[str, Point] = {}
+    copies = [(point, of) for point in target.readable_points()[0] if (of := point.record.copied_from) is not None]
+    ours = [(point, of.point) for point, of in copies if of.store == source.config.store_id]
+    lacking = {point.name for point in target.lacking([point for point, _ in ours])}
+    for point, original in ours:
+        if point.name in lacking:
+            broken[original] = point
+        else:
+            found[original] = point.record
+    return found, broken
 
 
 async def _copy(work: _Copy, point: Point) -> str:
@@ -164,9 +174,25 @@ async def _copy(work: _Copy, point: Point) -> str:
     of = CopiedFrom(store=work.source.config.store_id, point=point.id)
     copy = msgspec.structs.replace(record, metadata=metadata, disks=disks, copied_from=of)
     with _to(work.target):
-        made = await in_thread(work.executor, work.writer.commit, copy)
+        made = await in_thread(work.executor, _commit, work, copy, work.broken.get(point.id))
     work.there[point.id] = copy
+    # All of it has just been stored, whatever was lost of it before.
+    work.lost.difference_update(disk.root for disk in disks)
     return made
+
+
+def _commit(work: _Copy, copy: PointRecord, broken: Point | None) -> str:
+    """Make a point of it, unless it is what a point has that was `broken`: that is whole once all is durable."""
+    if broken is None or _content(broken.record) != _content(copy):
+        return work.writer.commit(copy)
+    work.writer.flush()
+    # Who commits is told if a prune has shut this run out, and taken what it wrote; so is who has nothing to commit.
+    work.writer.renew()
+    return broken.id
+
+
+def _content(point: PointRecord) -> tuple[bytes, list[bytes]]:
+    return point.metadata, [disk.root for disk in point.disks]
 
 
 @dataclass(frozen=True)
@@ -227,7 +253,7 @@ async def _copy_disk(work: _Copy, point: Point, disk: PointDisk, base: _Base | N
             size=disk.size,
             mode="copy",
             to_read=total(extents),
-            reason=None if base else "no earlier state of this disk was copied",
+            reason=None if base else "no earlier state of this disk is there, whole",
         )
     )
     intake = Intake(work.writer, tree, extents, disk.size, work.target.chunk_size, work.executor, report)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mover.copy.points import CopyResult, copy_points
-from mover.errors import StoreDamagedError
+from mover.errors import FencedError, StoreDamagedError
 from mover.events import AnyEvent, DiskFinished
 from mover.store import PointDisk, PointRecord, Store
 from protocol.secret import Secret
@@ -143,6 +143,101 @@ async def test_nothing_is_built_on_what_a_store_has_lost(tmp_path: Path, damaged
     }
     whole = [state for state, copy in zip(states(), contents_or_none(target), strict=False) if copy == state]
     assert len(whole) == len(target.points()), "every copy that there is now holds its state"
+
+
+def lose_a_chunk(path: Path, chunk: bytes) -> None:
+    """Spoil the record of `chunk` in a store, and let a repair note down what lacks it."""
+    for pack in (path / "packs").rglob("*.d"):
+        data = pack.read_bytes()
+        if (at := data.find(chunk[600:700])) >= 0:
+            pack.chmod(0o644)
+            pack.write_bytes(data[:at] + bytes(100) + data[at + 100 :])
+    assert Store.open(path).repair().losses
+
+
+async def test_a_copy_of_which_a_part_is_lost_is_made_whole_again(tmp_path: Path):
+    """By a copy, whether or not somebody repairs once more; and it is one point then, not two."""
+    source, target = filled(tmp_path / "a", ("web", "other")), Store.create(tmp_path / "b")
+    await copied(source, target)
+    ids = [point.id for point in target.points()]
+    # In the first state alone.
+    lose_a_chunk(tmp_path / "b", noise(5))
+    assert list(Store.open(tmp_path / "b").verify()), "what is lost is found"
+    source, target = Store.open(tmp_path / "a"), Store.open(tmp_path / "b")
+    result, read = await copied(source, target)
+    firsts = [point.id for point in source.points() if point.record.created == 1000.0]
+    assert [one.source for one in result.copied] == firsts[: len(result.copied)] != []
+    assert len(result.copied) + len(result.present) == len(source.points())
+    assert result.failed == {}
+    assert read <= 2 * sum(len(disk) for disk in states()[0])
+    assert list(Store.open(tmp_path / "b").verify(deep=True)) == []
+    assert [point.id for point in Store.open(tmp_path / "b").points()] == ids
+    assert contents(Store.open(tmp_path / "b")) == contents(source)
+    # The note of what was lost is there yet.
+    target = Store.open(tmp_path / "b")
+    assert target.lost_roots()
+    before = files_of(tmp_path / "b" / "points")
+    result, read = await copied(source, target)
+    assert (result.copied, len(result.present), read) == ((), len(ids), 0)
+    assert files_of(tmp_path / "b" / "points") == before
+
+
+async def test_what_lacks_a_part_is_no_base_and_what_was_made_whole_is_one(tmp_path: Path):
+    """A chunk of every state is lost: the first is read in full, the others where they differ from that."""
+    source, target = filled(tmp_path / "a"), Store.create(tmp_path / "b")
+    await copied(source, target)
+    lose_a_chunk(tmp_path / "b", noise(4))
+    target = Store.open(tmp_path / "b")
+    assert len(target.lost_roots()) == 3
+    result, read = await copied(source, target)
+    assert len(result.copied) == 3
+    assert read <= sum(len(disk) for disk in states()[0]) + 9 * CHUNK
+    assert list(Store.open(tmp_path / "b").verify(deep=True)) == []
+    assert contents(Store.open(tmp_path / "b")) == states()
+
+
+async def test_pages_and_metadata_that_are_lost_are_copied_anew_too(tmp_path: Path):
+    source, target = filled(tmp_path / "a"), Store.create(tmp_path / "b")
+    await copied(source, target)
+    ids = [point.id for point in target.points()]
+    for pack in (tmp_path / "b" / "packs").rglob("*.m"):
+        pack.unlink()
+    assert Store.open(tmp_path / "b").repair().losses
+    target = Store.open(tmp_path / "b")
+    result, _ = await copied(source, target)
+    assert [one.target for one in result.copied] == ids
+    assert list(Store.open(tmp_path / "b").verify(deep=True)) == []
+    assert contents(Store.open(tmp_path / "b")) == states()
+    assert {target.get_blob(point.record.metadata) for point in target.points()} == {METADATA}
+
+
+async def test_a_copy_that_was_shut_out_makes_nothing_whole(tmp_path: Path):
+    source, target = filled(tmp_path / "a"), Store.create(tmp_path / "b")
+    await copied(source, target)
+    lose_a_chunk(tmp_path / "b", noise(4))
+    shut_out: list[Path] = []
+
+    def shut_it_out(event: AnyEvent) -> None:
+        if isinstance(event, DiskFinished) and not shut_out:
+            shut_out.extend((tmp_path / "b" / "lease").iterdir())
+            for lease in shut_out:
+                lease.unlink()
+
+    with pytest.raises(FencedError):
+        await copy_points(source, Store.open(tmp_path / "b"), source.points(), shut_it_out)
+    assert shut_out
+
+
+async def test_a_lost_copy_that_cannot_be_read_again_is_no_copy_that_is_there(tmp_path: Path):
+    """Both stores have lost the same: that is told, and nothing is called present that is not."""
+    source, target = filled(tmp_path / "a"), Store.create(tmp_path / "b")
+    await copied(source, target)
+    for name in ("a", "b"):
+        lose_a_chunk(tmp_path / name, noise(4))
+    result, _ = await copied(Store.open(tmp_path / "a"), Store.open(tmp_path / "b"))
+    assert (result.copied, result.present, len(result.failed)) == ((), (), 3)
+    assert all(reason.startswith("the store copied from") for reason in result.failed.values())
+    assert len(Store.open(tmp_path / "b").points()) == 3
 
 
 @pytest.mark.parametrize(("damaged", "side"), [("a", "copied from"), ("b", "copied to")])
