@@ -79,15 +79,20 @@ def _matches(selector: SelectorSection, vm: Record) -> bool:
         return bool(vm["uuid"] == selector.uuid)
     if selector.tag is not None:
         return selector.tag in vm["tags"]
-    return selector.name is not None and fnmatchcase(vm["name_label"], selector.name)
+    return selector.name is not None and _is_named(vm["name_label"], selector.name)
 
 
 def _excluded(exclude: ExcludeSection, vm: Record) -> bool:
     return (
-        any(fnmatchcase(vm["name_label"], pattern) for pattern in exclude.names)
+        any(_is_named(vm["name_label"], pattern) for pattern in exclude.names)
         or vm["uuid"] in exclude.uuids
         or any(tag in vm["tags"] for tag in exclude.tags)
     )
+
+
+def _is_named(name: str, pattern: str) -> bool:
+    """Whether a name fits a pattern with * and ?. Brackets stand for themselves: people put them in names."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def _settings(defaults: BackupSection, matching: list[SelectorSection]) -> BackupSection:
@@ -119,6 +124,6 @@ def _disks(vm: Record, vbds: Records, vdis: Records) -> list[SelectedDisk]:
 
 def _disk_excluded(rules: tuple[str, ...], disk: SelectedDisk, vdi: Record) -> bool:
     return any(
-        rule in (disk.position, disk.vdi_uuid) or rule in vdi.get("tags", ()) or fnmatchcase(disk.name, rule)
+        rule in (disk.position, disk.vdi_uuid) or rule in vdi.get("tags", ()) or _is_named(disk.name, rule)
         for rule in rules
     )

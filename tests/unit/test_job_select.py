@@ -48,6 +48,22 @@ def test_names_are_matched_whole_and_case_sensitively():
     assert names('[[vms]]\nname = "web"\n', [vm("web"), vm("web-1"), vm("Web")]) == ["web"]
 
 
+def test_brackets_in_a_name_stand_for_themselves():
+    vms = [vm("db [prod]"), vm("db p"), vm("web [old]"), vm("web o")]
+    assert names('[[vms]]\nname = "db [prod]"\n', vms) == ["db [prod]"]
+    assert names('[[vms]]\nall = true\n[exclude]\nnames = ["web [old]", "db [!x]"]\n', vms) == [
+        "db [prod]",
+        "db p",
+        "web o",
+    ]
+    vdis = {"d0": vdi("root [NOBAK] 1"), "d1": vdi("A"), "d2": vdi("[NOBAK]")}
+    vbds = {f"b{n}": vbd(n, f"d{n}") for n in range(3)}
+    job = parse_job(HEAD + '[[vms]]\nall = true\nexclude-disks = ["*[NOBAK]*"]\n', "f", "j")
+    (found,) = select_vms(job, {"ref": vm("db", vbds=("b0", "b1", "b2"))}, vbds, vdis)
+    assert [disk.name for disk in found.disks] == ["A"]
+    assert [disk.name for disk in found.excluded_disks] == ["root [NOBAK] 1", "[NOBAK]"]
+
+
 def test_disks_are_excluded_by_position_name_uuid_and_tag():
     vbds = {f"b{n}": vbd(n, f"d{n}") for n in (0, 1, 2, 10)} | {"cd": vbd(3, "iso", "CD")}
     vdis = {
