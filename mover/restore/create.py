@@ -16,6 +16,8 @@ from mover.restore.plan import Plan
 from mover.restore.undo import Made
 from mover.restore.vm_record import (
     Record,
+    bios_strings,
+    lost_bios_strings,
     suspended_arguments,
     vbd_arguments,
     vdi_arguments,
@@ -46,15 +48,16 @@ async def create_vm(
         await destroy_vdi(pool, image)
         made.vdis.remove(image)
         image = None
+    # What the pool may refuse comes before the content, which can take hours.
+    await _set_bios_strings(pool, saved, vm, emit)
+    await _make_vtpms(pool, saved, vm, emit)
+    for vif in sorted(saved.vifs.values(), key=lambda vif: int(vif["device"])):
+        arguments = vif_arguments(vif, vm, plan.networks[vif["network"]], new_mac=plan.new_macs)
+        await pool.call("VIF.create", arguments)
     vdis = await _make_disks(saved, plan, pool, vm, made, point, emit)
     if plan.memory is not None and image is not None:
         vdis.append((plan.memory, image))
     await _fill(store, point, vdis, transfers, emit)
-    for vif in sorted(saved.vifs.values(), key=lambda vif: int(vif["device"])):
-        arguments = vif_arguments(vif, vm, plan.networks[vif["network"]], new_mac=plan.new_macs)
-        await pool.call("VIF.create", arguments)
-    await _make_vtpms(pool, saved, vm, emit)
-    await _set_bios_strings(pool, saved, vm)
     return vm
 
 
@@ -155,12 +158,17 @@ async def _make_vtpms(pool: Pool, saved: VmMetadata, vm: str, emit: Emit) -> Non
             emit(Note(level="warning", message="the TPM's contents were not saved; the new TPM is blank"))
 
 
-async def _set_bios_strings(pool: Pool, saved: VmMetadata, vm: str) -> None:
-    """VM.create does not take them."""
-    bios = saved.vm.get("bios_strings") or {}
-    if bios:
+async def _set_bios_strings(pool: Pool, saved: VmMetadata, vm: str, emit: Emit) -> None:
+    """VM.create does not take them. A VM runs without, too."""
+
+    def warn(message: str) -> None:
+        emit(Note(level="warning", vm=saved.vm["uuid"], message=message))
+
+    if lost := lost_bios_strings(saved.vm):
+        warn(f"the API does not set the BIOS strings {', '.join(lost)}: --via xva brings them back")
+    strings = bios_strings(saved.vm)
+    if strings:
         try:
-            await pool.call("VM.set_bios_strings", vm, bios)
+            await pool.call("VM.set_bios_strings", vm, strings)
         except XapiError as error:
-            if error.code != "VM_BIOS_STRINGS_ALREADY_SET":
-                raise
+            warn(f"the BIOS strings are not restored: {error}")

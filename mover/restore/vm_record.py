@@ -75,6 +75,25 @@ _VIF_FIELDS = (
     "ipv4_allowed",
     "ipv6_allowed",
 )
+# What VM.set_bios_strings takes. The pool itself sets others, too, and leaves most of them empty, which the call
+# refuses (xen-api ocaml/xapi-consts/constants.ml, ocaml/xapi/xapi_vm_helpers.ml).
+_BIOS_STRINGS = (
+    "bios-vendor",
+    "bios-version",
+    "system-manufacturer",
+    "system-product-name",
+    "system-version",
+    "system-serial-number",
+    "baseboard-manufacturer",
+    "baseboard-product-name",
+    "baseboard-version",
+    "baseboard-serial-number",
+    "baseboard-asset-tag",
+    "baseboard-location-in-chassis",
+    "enclosure-asset-tag",
+)
+# Those that every VM has, unless it has a host's.
+_OF_EVERY_VM = {"oem-1": "Xen", "oem-2": "MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d"}
 
 
 def _pick(record: Record, fields: tuple[str, ...]) -> Record:
@@ -105,6 +124,20 @@ def vm_other_config(saved: Record, *, new_macs: bool) -> dict[str, str]:
     """
     without = ("import_task", "mac_seed") if new_macs else ("import_task",)
     return {key: value for key, value in without_tags(saved["other_config"]).items() if key not in without}
+
+
+def bios_strings(saved: Record) -> dict[str, str]:
+    """The argument of VM.set_bios_strings: those that it takes. What is not named is as after a first start."""
+    found: dict[str, str] = saved.get("bios_strings") or {}
+    return {key: found[key] for key in _BIOS_STRINGS if found.get(key)}
+
+
+def lost_bios_strings(saved: Record) -> list[str]:
+    """Keys of BIOS strings that only an import sets: those that the VM had of a host."""
+    found: dict[str, str] = saved.get("bios_strings") or {}
+    return sorted(
+        key for key, value in found.items() if value and key not in _BIOS_STRINGS and value != _OF_EVERY_VM.get(key)
+    )
 
 
 def disk_type(saved: Record) -> str:

@@ -7,6 +7,7 @@ from mover.simulator.options import Options
 from mover.simulator.pool import Host
 from mover.simulator.sr import allowed_operations, driver_features
 from mover.simulator.values import Record
+from mover.simulator.vm import GENERIC_BIOS_STRINGS
 
 _GiB = 1 << 30
 # Everything a pool may be denied; a restriction that is missing counts as one.
@@ -164,7 +165,7 @@ def make_vm(database: Database, name: str, vdis: list[str], *, uefi: bool = True
             "domain_type": "hvm",
             "platform": {"device-model": "qemu-upstream-uefi" if uefi else "qemu-upstream-compat", "viridian": "true"},
             "NVRAM": {"EFI-variables": "VkFSUwEAAAA="} if uefi else {},
-            "bios_strings": {"bios-vendor": "Xen", "system-manufacturer": "Xen"},
+            "bios_strings": dict(GENERIC_BIOS_STRINGS),
             "other_config": {"mac_seed": f"5eed5eed-0000-4000-8000-{database.generation:012d}"},
             "tags": ["backup"],
         },

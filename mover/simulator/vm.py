@@ -19,23 +19,26 @@ from mover.simulator.vm_rules import assert_allowed
 # Accepted by the constructor and dropped: they are set afterwards or never.
 _IGNORED = ("blocked_operations", "protection_policy", "is_snapshot_from_vmpp", "snapshot_schedule", "is_vmss_snapshot")
 _SUSPENDED_NEEDS = ("suspend_VDI", "last_booted_record", "last_boot_CPU_flags")
-_BIOS_KEYS = frozenset(
-    {
-        "bios-vendor",
-        "bios-version",
-        "system-manufacturer",
-        "system-product-name",
-        "system-version",
-        "system-serial-number",
-        "baseboard-manufacturer",
-        "baseboard-product-name",
-        "baseboard-version",
-        "baseboard-serial-number",
-        "baseboard-asset-tag",
-        "baseboard-location-in-chassis",
-        "enclosure-asset-tag",
-    }
-)
+# What a VM without any has from its first start on (xen-api ocaml/xapi-consts/constants.ml).
+GENERIC_BIOS_STRINGS = {
+    "bios-vendor": "Xen",
+    "bios-version": "",
+    "system-manufacturer": "Xen",
+    "system-product-name": "HVM domU",
+    "system-version": "",
+    "system-serial-number": "",
+    "baseboard-manufacturer": "",
+    "baseboard-product-name": "",
+    "baseboard-version": "",
+    "baseboard-serial-number": "",
+    "baseboard-asset-tag": "",
+    "baseboard-location-in-chassis": "",
+    "enclosure-asset-tag": "",
+    "hp-rombios": "",
+    "oem-1": "Xen",
+    "oem-2": "MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d",
+}
+_BIOS_KEYS = GENERIC_BIOS_STRINGS.keys() - {"hp-rombios", "oem-1", "oem-2"}
 
 
 class VmCalls:
@@ -164,12 +167,14 @@ class VmCalls:
         errors="VM_BIOS_STRINGS_ALREADY_SET INVALID_VALUE",
     )
     def set_bios_strings(self, context: Context, vm: str, value: dict[str, str]) -> None:
-        """Once in a VM's life."""
+        """Once in a VM's life; what is not named is as after a first start."""
         if self._database.get("VM", vm)["bios_strings"]:
             raise Failure("VM_BIOS_STRINGS_ALREADY_SET")
         for key in value.keys() - _BIOS_KEYS:
             raise Failure("INVALID_VALUE", key, "Unknown key")
-        self._database.update("VM", vm, bios_strings=dict(value))
+        for key in (key for key, string in value.items() if not string):
+            raise Failure("INVALID_VALUE", key, "Value provided is empty")
+        self._database.update("VM", vm, bios_strings=GENERIC_BIOS_STRINGS | value)
 
     @call("VM.set_is_a_template(self: VM ref, value: bool) -> void", asynchronous=False)
     def set_is_a_template(self, context: Context, vm: str, value: bool) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from mover.errors import PoolError
 from mover.events import Note
 from mover.restore.options import RestoreOptions
 from mover.restore.pool import RestoredVm, restore_to_pool
 from mover.run import join_pool
 from mover.simulator.faults import CallFault
 from mover.simulator.values import NULL
+from mover.simulator.vm import GENERIC_BIOS_STRINGS
 from mover.store import Point
 from tests.pool_fixtures import MiB, Site, destroy_vm, fill_some, site
 
@@ -141,7 +143,7 @@ def rich_vm(here: Site) -> str:
         actions_after_shutdown="restart",
         actions_after_softreboot="preserve",
         affinity=host,
-        bios_strings={"bios-vendor": "Acme", "system-serial-number": "4711"},
+        bios_strings=database.get("VM", vm)["bios_strings"] | {"bios-vendor": "Acme", "system-serial-number": "4711"},
         blocked_operations={"destroy": "it is precious", "start": "not before the database"},
         domain_type="hvm",
         generation_id="12345:67890",
@@ -370,3 +372,54 @@ async def test_a_disc_that_the_pool_does_not_insert_is_no_reason_to_fail(tmp_pat
         assert contents_of(here, made.ref) == contents
         said = [note.message for note in here.events if isinstance(note, Note)]
         assert any(re.match("drive 3 is without its disc: .*VDI_INCOMPATIBLE_TYPE", words) for words in said)
+
+
+async def restored_without(here: Site, bios: Mapping[str, str]) -> tuple[Record, list[str]]:
+    """A VM that had these BIOS strings, made anew through the API: its record, and what was warned of."""
+    vm = here.simulator.make_vm("web", [2 * MiB])
+    here.simulator.pool.database.update("VM", vm, bios_strings=dict(bios))
+    assert (await here.run()).exit_code == 0, here.events
+    destroy_vm(here, vm)
+    made = await restore(here, here.store.point("latest"))
+    return here.simulator.pool.database.get("VM", made.ref), here.notes()
+
+
+async def test_bios_strings_that_a_first_start_made_up_come_back_though_most_cannot_be_set(tmp_path: Path):
+    async with site(tmp_path) as here:
+        made, warned = await restored_without(here, GENERIC_BIOS_STRINGS)
+        assert (made["bios_strings"], warned) == (GENERIC_BIOS_STRINGS, [])
+
+
+async def test_bios_strings_of_which_none_can_be_set_are_not_sent(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.faults.arm(CallFault("VM.set_bios_strings", "INVALID_VALUE", ("x", "y")))
+        bios = {"bios-vendor": "", "hp-rombios": "", "oem-1": "Xen"}
+        made, warned = await restored_without(here, bios)
+        assert (made["bios_strings"], warned) == ({}, [])
+
+
+async def test_bios_strings_of_a_host_are_named_where_the_api_has_no_way_for_them(tmp_path: Path):
+    async with site(tmp_path) as here:
+        bios = {**GENERIC_BIOS_STRINGS, "bios-vendor": "Acme", "hp-rombios": "AAEC", "oem-3": "licence"}
+        made, (warned,) = await restored_without(here, bios)
+        assert made["bios_strings"] == GENERIC_BIOS_STRINGS | {"bios-vendor": "Acme"}
+        assert warned == "the API does not set the BIOS strings hp-rombios, oem-3: --via xva brings them back"
+
+
+async def test_bios_strings_that_the_pool_refuses_are_a_warning_and_the_vm_comes_back(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.faults.arm(CallFault("VM.set_bios_strings", "INVALID_VALUE", ("bios-vendor", "Unknown key")))
+        made, (warned,) = await restored_without(here, {"bios-vendor": "Acme"})
+        assert (made["name_label"], made["bios_strings"]) == ("web", {})
+        assert re.match(r"the BIOS strings are not restored: VM.set_bios_strings: INVALID_VALUE", warned)
+
+
+@pytest.mark.parametrize("call", ["VTPM.create", "VIF.create"])
+async def test_what_the_pool_refuses_of_a_vm_is_known_before_its_disks_are_written(tmp_path: Path, call: str):
+    async with site(tmp_path) as here:
+        vm, _ = await backed_up(here, "cbt")
+        destroy_vm(here, vm)
+        here.simulator.faults.arm(CallFault(call, "FEATURE_RESTRICTED", ("x",)))
+        with pytest.raises(PoolError, match="FEATURE_RESTRICTED"):
+            await restore(here, here.store.point("latest"))
+        assert not [event for event in here.events if not isinstance(event, Note)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mover.simulator import Options
+from mover.simulator.vm import GENERIC_BIOS_STRINGS
 from tests.simulator_fixtures import MiB, RpcError, SmallPool, refused, small_pool, vbd_record
 
 NULL = "OpaqueRef:NULL"
@@ -124,7 +125,11 @@ async def test_block_devices(pool: SmallPool) -> None:
 async def test_bios_strings_are_set_once(pool: SmallPool) -> None:
     vm = await new_vm(pool)
     await refused(pool.call("VM.set_bios_strings", vm, {"colour": "blue"}), "INVALID_VALUE", "colour")
+    await refused(pool.call("VM.set_bios_strings", vm, {"hp-rombios": "x"}), "INVALID_VALUE", "hp-rombios")
+    await refused(pool.call("VM.set_bios_strings", vm, {"bios-vendor": ""}), "INVALID_VALUE", "bios-vendor")
     await pool.call("VM.set_bios_strings", vm, {"bios-vendor": "Somebody"})
+    strings = await pool.call("VM.get_bios_strings", vm)
+    assert strings == GENERIC_BIOS_STRINGS | {"bios-vendor": "Somebody"}, "the others are as after a first start"
     await refused(pool.call("VM.set_bios_strings", vm, {"bios-vendor": "x"}), "VM_BIOS_STRINGS_ALREADY_SET")
 
 
