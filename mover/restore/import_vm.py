@@ -117,7 +117,7 @@ class _Upload(Protocol):
 
 async def _keeping_identity(upload: _Upload, plan: Plan, point: Point, emit: Emit) -> list[str]:
     """Keep UUIDs where they are free. A seed that something else has, a snapshot of old for example, forbids it."""
-    if plan.present or plan.new_macs:
+    if plan.twin or plan.new_macs:
         return await upload(restore=False)
     try:
         return await upload(restore=True)

@@ -17,7 +17,7 @@ class RestoreOptions:
 
     `via` None is the way of the backup: an XVA for strategy `xva`. `template` makes a template instead of a VM.
     `keep_partial` leaves what a failed restore made. `new_macs` None follows the rule: new ones if the VM is still
-    there, else the original ones.
+    there, or one that has its addresses, else the original ones.
     """
 
     sr: str | None = None

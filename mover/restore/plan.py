@@ -18,14 +18,15 @@ from protocol.xapi import Pool
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything decided before the first object is made: `present` is whether the VM still is.
+    """Everything decided before the first object is made.
 
+    `twin` says of which VM on the pool the new one would be a second one, "" if of none.
     `networks` maps saved refs to those of the pool, `srs` UUIDs of VDIs to the ref of the SR where the new one goes,
     `discs` positions of CD drives to the VDI (a ref) in them, where the pool still has it.
     """
 
     name: str
-    present: bool
+    twin: str
     new_macs: bool
     networks: dict[str, str]
     srs: dict[str, str]
@@ -39,10 +40,10 @@ async def plan_restore(point: Point, saved: VmMetadata, pool: Pool, options: Res
     chosen = choose_disks(point, options.disks)
     disks = [disk for disk in chosen if disk.position != MEMORY]
     memory = next((disk for disk in chosen if disk.position == MEMORY), None)
-    present = await _vm_is_present(pool, point.record.vm_uuid)
-    new_macs = present if options.new_macs is None else options.new_macs
+    twin = await _twin(pool, point.record.vm_uuid, saved)
+    new_macs = bool(twin) if options.new_macs is None else options.new_macs
     name = options.name or point.record.vm_name
-    if present and not options.name:
+    if twin and not options.name:
         taken = datetime.fromtimestamp(point.record.created, UTC)
         name = f"{name} (restored {taken:%Y-%m-%d %H:%M:%S})"
     networks = match_networks(
@@ -53,11 +54,30 @@ async def plan_restore(point: Point, saved: VmMetadata, pool: Pool, options: Res
         options.networks,
     )
     srs = await choose_srs(saved, pool, chosen, options.sr)
-    return Plan(name, present, new_macs, networks, srs, disks, await _discs(saved, pool), memory)
+    return Plan(name, twin, new_macs, networks, srs, disks, await _discs(saved, pool), memory)
 
 
-async def _vm_is_present(pool: Pool, uuid: str) -> bool:
-    return await _by_uuid(pool, "VM", uuid) is not None
+async def _twin(pool: Pool, uuid: str, saved: VmMetadata) -> str:
+    """Which VM of the pool is the saved one, or has its addresses, in words; "" if none.
+
+    By its UUID alone a VM that was restored is another one: the API chooses a new one.
+    """
+    if await _by_uuid(pool, "VM", uuid) is not None:
+        return "the VM is still on the pool"
+    records: dict[str, Record] = await pool.call("VM.get_all_records")
+    vms = {ref: vm for ref, vm in records.items() if not (vm["is_a_template"] or vm["is_a_snapshot"])}
+    macs = {vif["MAC"].lower() for vif in saved.vifs.values()}
+    vifs: dict[str, Record] = await pool.call("VIF.get_all_records")
+    for vif in vifs.values():
+        if vif["VM"] in vms and vif["MAC"].lower() in macs:
+            return f"{_called(vms[vif['VM']])} has the MAC address {vif['MAC']}"
+    seed = saved.vm["other_config"].get("mac_seed")
+    same = (vm for vm in vms.values() if seed and vm["other_config"].get("mac_seed") == seed)
+    return next((f"{_called(vm)} has the same MAC seed" for vm in same), "")
+
+
+def _called(vm: Record) -> str:
+    return f"the VM {vm['name_label']} ({vm['uuid']}) on the pool"
 
 
 async def _discs(saved: VmMetadata, pool: Pool) -> dict[str, str]:

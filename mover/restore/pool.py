@@ -32,9 +32,9 @@ async def restore_to_pool(
 ) -> RestoredVm:
     """Make the VM of `point` anew on `pool`.
 
-    If a VM with its UUID is still there, the new one gets new MAC addresses and a name that tells them apart;
-    otherwise it gets its original configuration, MACs included. `options` override both. The new VM cannot be started
-    until it is whole; if anything fails, all that was made is destroyed again, unless it is to be kept. Raises
+    If a VM with its UUID or its MAC addresses is there, the new one gets new MAC addresses and a name that tells them
+    apart; otherwise it gets its original configuration, MACs included. `options` override both. The new VM cannot be
+    started until it is whole; if anything fails, all that was made is destroyed again, unless it is to be kept. Raises
     `NotFoundError` for networks, SRs or disks that do not exist, before anything is made; `StoreDamagedError`;
     `PoolError` and the like, naming the VM.
     """
@@ -47,6 +47,7 @@ async def _restore(
 ) -> RestoredVm:
     saved = decode(store.get_blob(point.record.metadata))
     plan = await plan_restore(point, saved, pool, options)
+    _tell_of_twin(plan, point, emit)
     via = options.via or _usual(point, plan)
     if plan.memory is not None and (via != "api" or options.template):
         why = "a template has none" if options.template else f"the way {via} cannot carry it; --via api does"
@@ -60,6 +61,17 @@ async def _restore(
         vdis = await disks_by_position(pool, vm)
         await finish(pool, saved, plan, vm, vdis, emit, template=options.template)
     return RestoredVm(vm, await pool.call("VM.get_uuid", vm), plan.name, vdis)
+
+
+def _tell_of_twin(plan: Plan, point: Point, emit: Emit) -> None:
+    if not plan.twin:
+        return
+    if plan.new_macs:
+        message = f"{plan.twin}: the restored VM gets new MAC addresses"
+        emit(Note(level="info", vm=point.record.vm_uuid, message=message))
+    else:
+        message = f"{plan.twin}: the restored VM gets the saved MAC addresses all the same; run only one of the two"
+        emit(Note(level="warning", vm=point.record.vm_uuid, message=message))
 
 
 def _usual(point: Point, plan: Plan) -> Via:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mover.errors import MoverError, NotFoundError
+from mover.events import Note
 from mover.restore.options import RestoreOptions
 from mover.restore.pool import RestoredVm, restore_to_pool
 from mover.run import join_pool
@@ -44,6 +45,11 @@ def contents_of(here: Site, vm: str) -> list[bytes]:
 
 def vifs_of(here: Site, vm: str) -> list[dict[str, Any]]:
     return [record(here, "VIF", vif) for vif in record(here, "VM", vm)["VIFs"]]
+
+
+def said(here: Site) -> list[tuple[str, str]]:
+    """What the last restore had to say, each with its level."""
+    return [(event.level, event.message) for event in here.events if isinstance(event, Note)]
 
 
 @pytest.mark.parametrize("options", [Options(), Options(tls=False)], ids=["TLS", "plain"])
@@ -101,6 +107,51 @@ async def test_where_the_original_is_gone_its_configuration_comes_back(tmp_path:
         ]
         (vtpm,) = [record(here, "VTPM", ref) for ref in after["VTPMs"]]
         assert database.blobs[vtpm["uuid"]] == "dHBtIGNvbnRlbnRz"
+
+
+@pytest.mark.parametrize("via", ["api", "xva"])
+async def test_a_second_restore_of_a_lost_vm_has_addresses_of_its_own_and_says_why(tmp_path: Path, via: Any):
+    async with site(tmp_path) as here:
+        vm, contents = await backed_up(here)
+        destroy_vm(here, vm)
+        first = await restore(here)
+        here.events = []
+        second = await restore(here, via=via)
+        ((old,), (new,)) = (vifs_of(here, made.ref) for made in (first, second))
+        assert new["MAC"] != old["MAC"]
+        assert (first.name, second.name.startswith("web (restored ")) == ("web", True)
+        seeds = [record(here, "VM", made.ref)["other_config"]["mac_seed"] for made in (first, second)]
+        assert len(set(seeds)) == 2
+        assert contents_of(here, second.ref) == contents
+        why = f"the VM web ({first.uuid}) on the pool has the MAC address {old['MAC']}"
+        assert said(here) == [("info", f"{why}: the restored VM gets new MAC addresses")]
+        here.events = []
+        third = await restore(here, via=via, new_macs=False)
+        assert [vif["MAC"] for vif in vifs_of(here, third.ref)] == [old["MAC"]]
+        again = "the restored VM gets the saved MAC addresses all the same; run only one of the two"
+        assert said(here) == [("warning", f"{why}: {again}")]
+
+
+async def test_a_vm_of_the_same_mac_seed_is_a_second_one_too_and_templates_are_none(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm, _ = await backed_up(here)
+        (nic,) = vifs_of(here, vm)
+        destroy_vm(here, vm)
+        first = await restore(here)
+        database = here.simulator.pool.database
+        (vif,) = record(here, "VM", first.ref)["VIFs"]
+        database.update("VIF", vif, MAC="02:00:00:00:00:99")
+        here.events = []
+        second = await restore(here)
+        assert [vif["MAC"] for vif in vifs_of(here, second.ref)] != [nic["MAC"]]
+        why = f"the VM web ({first.uuid}) on the pool has the same MAC seed"
+        assert said(here) == [("info", f"{why}: the restored VM gets new MAC addresses")]
+        database.update("VIF", vif, MAC=nic["MAC"])
+        database.update("VM", first.ref, is_a_template=True)
+        here.events = []
+        third = await restore(here)
+        assert ([vif["MAC"] for vif in vifs_of(here, third.ref)], third.name) == ([nic["MAC"]], "web")
+        assert said(here) == []
 
 
 async def test_single_disks_names_macs_and_networks_can_be_chosen(tmp_path: Path):
