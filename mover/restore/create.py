@@ -95,7 +95,7 @@ async def _make_disks(
 ) -> list[tuple[PointDisk, str]]:
     by_uuid = {disk.vdi_uuid: disk for disk in plan.disks}
     vdis: list[tuple[PointDisk, str]] = []
-    for vbd in sorted(saved.vbds.values(), key=lambda vbd: int(vbd["userdevice"])):
+    for vbd in sorted(saved.vbds.values(), key=_position):
         if vbd["type"] == "CD":
             await _make_cd_drive(pool, vbd, vm, plan.discs.get(vbd["userdevice"]), point, emit)
             continue
@@ -117,6 +117,11 @@ async def _make_disks(
             await pool.call("VBD.create", vbd_arguments(vbd, vm, vdi))
         vdis.append((disk, vdi))
     return vdis
+
+
+def _position(vbd: Record) -> tuple[int, str]:
+    """What to sort drives by: most positions are numbers, and a pool takes names of devices, too ("xvda")."""
+    return len(vbd["userdevice"]), vbd["userdevice"]
 
 
 async def _make_cd_drive(pool: Pool, saved: Record, vm: str, disc: str | None, point: Point, emit: Emit) -> None:

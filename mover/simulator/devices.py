@@ -17,7 +17,7 @@ from mover.simulator.vdi import constructor_fields, refuse_metadata
 from mover.simulator.vm import free_devices
 
 _MAC = re.compile(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
-_DEVICE = re.compile(r"\d{1,3}|(xvd|hd|sd)[a-z]+\d*")
+_DEVICE = re.compile(r"\d{1,3}|(xvd|hd|sd|fd)[a-z]+\d*")
 
 
 class VbdCalls:
@@ -61,7 +61,7 @@ class VbdCalls:
             return free[0]
         if not _DEVICE.fullmatch(wanted):
             raise Failure("INVALID_DEVICE", wanted)
-        if wanted not in free and wanted != "3":
+        if wanted.isdigit() and wanted not in free and wanted != "3":
             raise Failure("DEVICE_ALREADY_EXISTS", wanted)
         if any(self._database.get("VBD", vbd)["userdevice"] == wanted for vbd in self._database.get("VM", vm)["VBDs"]):
             raise Failure("DEVICE_ALREADY_EXISTS", wanted)

@@ -175,6 +175,25 @@ async def test_single_disks_names_macs_and_networks_can_be_chosen(tmp_path: Path
         assert record(here, "SR", where)["name_label"] == "Local storage"
 
 
+@pytest.mark.parametrize("kind", ["xvd", "hd", "fd"])
+@pytest.mark.parametrize("via", ["api", "xva"])
+async def test_drives_whose_positions_are_names_of_devices_come_back(tmp_path: Path, kind: str, via: Any):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [2 * MiB, 4 * MiB], names=["root", "data"])
+        fill_some(here, here.simulator.vdis_of(vm))
+        contents = contents_of(here, vm)
+        database = here.simulator.pool.database
+        names = {"0": f"{kind}a", "1": f"{kind}b", "3": f"{kind}d"}
+        for vbd in record(here, "VM", vm)["VBDs"]:
+            database.update("VBD", vbd, userdevice=names[record(here, "VBD", vbd)["userdevice"]])
+        assert (await here.run()).exit_code == 0
+        made = await restore(here, via=via)
+        drives = [record(here, "VBD", vbd) for vbd in record(here, "VM", made.ref)["VBDs"]]
+        assert sorted(vbd["userdevice"] for vbd in drives) == sorted(names.values())
+        uuids = {position: record(here, "VDI", vdi)["uuid"] for position, vdi in made.vdis.items()}
+        assert [here.content(uuids[f"{kind}{letter}"]) for letter in "ab"] == contents
+
+
 async def test_disks_go_to_their_old_sr_or_one_of_its_name_or_the_default(tmp_path: Path):
     async with site(tmp_path, Options(local_sr=True)) as here:
         database = here.simulator.pool.database
