@@ -13,6 +13,7 @@ import ssl
 import xmlrpc.client
 from contextlib import suppress
 from typing import Any
+from xml.parsers import expat
 
 import XenAPI
 
@@ -24,6 +25,16 @@ from protocol.xapi.wire import MALFORMED, failure, failure_in_text, plain_value,
 # The answer to VM.get_all_records of a large pool is tens of MB; the change map of a 64 TiB disk about 180 MB.
 MAX_ANSWER = 256 << 20
 _MAX_ERROR_PAGE = 1 << 16
+# What is wrong with XML of which nothing but the end is missing.
+_UNFINISHED = frozenset(
+    expat.errors.codes[message]
+    for message in (
+        expat.errors.XML_ERROR_NO_ELEMENTS,
+        expat.errors.XML_ERROR_UNCLOSED_TOKEN,
+        expat.errors.XML_ERROR_PARTIAL_CHAR,
+        expat.errors.XML_ERROR_UNCLOSED_CDATA_SECTION,
+    )
+)
 
 
 class NotSentError(PoolUnreachableError):
@@ -94,7 +105,11 @@ class Channel:
             self.close()
         if len(data) > MAX_ANSWER:
             raise FormatError("XML-RPC answer", f"larger than {MAX_ANSWER} bytes")
-        return _parse(data)
+        # Of an answer that a length was announced for, `http.client` gives out what came, and says nothing.
+        if response.length:
+            self.close()
+            raise _cut_off()
+        return _parse(data, ended_by_close=response.length is None and not response.chunked)
 
     def _connected(self) -> http.client.HTTPConnection:
         if self._http is not None and self._socket is not None and not _hung_up(self._socket):
@@ -147,7 +162,11 @@ def _hung_up(connection: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _parse(data: bytes) -> tuple[Any, ...]:
+def _cut_off() -> ConnectionError:
+    return ConnectionError("the connection ended in the middle of the answer")
+
+
+def _parse(data: bytes, *, ended_by_close: bool = False) -> tuple[Any, ...]:
     parser, target = xmlrpc.client.getparser()
     try:
         parser.feed(data)
@@ -156,6 +175,8 @@ def _parse(data: bytes) -> tuple[Any, ...]:
     except xmlrpc.client.Fault:
         raise
     except MALFORMED as error:
+        if ended_by_close and isinstance(error, expat.ExpatError) and error.code in _UNFINISHED:
+            raise _cut_off() from None
         raise FormatError("XML-RPC answer", str(error)) from None
     return values
 

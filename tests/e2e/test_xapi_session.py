@@ -204,6 +204,59 @@ async def test_a_lost_answer_repeats_reads_only(method: str, sent: int) -> None:
     assert len(received) == sent
 
 
+@pytest.mark.parametrize(("method", "sent"), [("VM.get_all", 2), ("VM.create", 1)])
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n<methodResponse><params><param><value><str",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n<methodResponse/>",
+        b"HTTP/1.1 200 OK\r\n\r\n<methodResponse><params><param><value><string>a</str",
+        b"HTTP/1.1 200 OK\r\n\r\n<methodResponse><params><param><value><string>caf\xc3",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-le",
+    ],
+    ids=["no body", "in a tag", "short", "in a tag, no length", "in a letter, no length", "no body, no length", "head"],
+)
+async def test_an_answer_cut_in_the_middle_is_a_lost_one(
+    tmp_path: Path, method: str, sent: int, tls: bool, cut: bytes
+) -> None:
+    received: list[str] = []
+    certificate = make_certificate(tmp_path, "host") if tls else None
+    async with raw_pool(certificate) as server:
+
+        async def cut_first(name: str, writer: asyncio.StreamWriter) -> bool:
+            if name == method:
+                received.append(name)
+            if name != method or len(received) > 1:
+                return True
+            writer.write(cut)
+            return False
+
+        server.before = cut_first
+        server.methods[method] = lambda *_: "done"
+        async with joined(server, Trust.pinned(pin(certificate)) if certificate else None) as pool:
+            if sent == 2:
+                assert await pool.call(method) == "done"
+            else:
+                with pytest.raises(PoolUnreachableError, match=method):
+                    await pool.call(method, {})
+    assert len(received) == sent
+
+
+async def test_an_answer_longer_than_any_is_no_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with raw_pool() as server:
+        server.methods["VM.get_all"] = lambda: ["x" * 100_000]
+        async with joined(server) as pool:
+            monkeypatch.setattr("protocol.xapi.channel.MAX_ANSWER", 10_000)
+            with pytest.raises(FormatError, match="larger than 10000 bytes"):
+                await pool.call("VM.get_all")
+            server.methods["VM.get_all"] = list
+            assert await pool.call("VM.get_all") == []
+        assert server.calls.count("VM.get_all") == 2
+
+
 async def test_an_idle_connection_that_the_server_closed_loses_no_call() -> None:
     async with raw_pool() as server:
         writers: list[asyncio.StreamWriter] = []
@@ -319,12 +372,21 @@ async def test_a_cancelled_call_frees_the_connection() -> None:
 
 @pytest.mark.parametrize("answer", [b"<html>", b"<methodResponse/>", b"", b"\0\xff", b"<value>1</value>"])
 async def test_an_answer_that_is_none(answer: bytes) -> None:
+    await not_understood(b"content-length: %d\r\n\r\n" % len(answer) + answer)
+
+
+@pytest.mark.parametrize("answer", [b"<html></html>", b"<methodResponse/>", b"<a></b>", b"\0\xff", b"no"])
+async def test_a_whole_answer_without_a_length_that_is_none(answer: bytes) -> None:
+    await not_understood(b"\r\n" + answer)
+
+
+async def not_understood(answer: bytes) -> None:
     async with raw_pool() as server:
 
         async def nonsense(name: str, writer: asyncio.StreamWriter) -> bool:
             if name != "VM.get_all":
                 return True
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer)
+            writer.write(b"HTTP/1.1 200 OK\r\n" + answer)
             return False
 
         server.before = nonsense
