@@ -78,6 +78,7 @@ class RawPool:
     sessions: set[str] = field(default_factory=set)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     destroyed: list[str] = field(default_factory=list)
+    doomed: set[str] = field(default_factory=set)
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)
     connections: int = 0
     before: Callable[[str, asyncio.StreamWriter], Awaitable[bool]] | None = None
@@ -106,6 +107,8 @@ class RawPool:
         if ref in self.tasks and self.tasks[ref]["status"] == "pending":
             self.tasks[ref] |= {"status": status, "result": result, "error_info": error or [], "progress": 1.0}
             await self._note("mod", ref)
+        if ref in self.doomed:
+            await self.drop_task(ref)
 
     async def drop_task(self, ref: str) -> None:
         self.tasks.pop(ref, None)
@@ -155,9 +158,19 @@ class RawPool:
             case "task.cancel", [ref]:
                 await self.end_task(ref, "cancelled")
                 return ""
+            case "task.set_status", [ref, status]:
+                if ref not in self.tasks:
+                    raise Refused("HANDLE_INVALID", "task", ref)
+                # No more than that: a task that is to be destroyed when it ends is not looked at here.
+                self.tasks[ref]["status"] = status
+                await self._note("mod", ref)
+                return ""
             case "task.destroy", [ref]:
                 self.destroyed.append(ref)
-                await self.drop_task(ref)
+                if ref in self.tasks and self.tasks[ref]["status"] == "pending":
+                    self.doomed.add(ref)
+                else:
+                    await self.drop_task(ref)
                 return ""
             case "event.from", [_, token, timeout]:
                 return await self._events(session, int(token or 0), float(timeout))

@@ -19,11 +19,15 @@ _SETTLE = 10.0
 
 
 class OwnTask:
-    """A task of ours while an HTTP handler works on it. `call` names the handler in errors."""
+    """A task of ours while an HTTP handler works on it. `call` names the handler in errors.
+
+    Whoever sees the handler accept the request notes that it `adopted` the task, and so will end it.
+    """
 
     def __init__(self, pool: Pool, ref: str, watch: Watch, call: str, what: str) -> None:
         self.ref = ref
         self.call = call
+        self.adopted = False
         self._pool = pool
         self._watch = watch
         self._what = what
@@ -67,9 +71,9 @@ class OwnTask:
 async def own_task(pool: Pool, call: str, what: str) -> AsyncIterator[OwnTask]:
     """Hold a task for the handler `call`. It is destroyed at the end, even one that the handler never adopted."""
     ref = await pool.create_task(f"mover: {what}")
-    watch = pool.watch(ref)
+    task = OwnTask(pool, ref, pool.watch(ref), call, what)
     try:
-        yield OwnTask(pool, ref, watch, call, what)
+        yield task
     finally:
         pool.unwatch(ref)
-        await pool.destroy_task(ref)
+        await pool.destroy_task(ref, adopted=task.adopted)

@@ -131,18 +131,26 @@ class Pool:
         return record
 
     async def create_task(self, label: str) -> str:
-        """Make a pending task of our own, for an HTTP handler to complete. Destroy it with `destroy_task`."""
+        """Make a pending task of our own, for an HTTP handler to adopt and complete. See `destroy_task`."""
         made: list[str] = []
         try:
             return str(await self._caller.call("task.create", (label, ""), repeatable=True, landed=made))
         except BaseException:
-            await self._give_up(made)
+            for task in made:
+                await self.destroy_task(task, adopted=False)
             raise
 
-    async def destroy_task(self, task: str) -> None:
-        """Destroy a task; it is no error if it is gone or the pool away. A pending one goes when it ends."""
+    async def destroy_task(self, task: str, *, adopted: bool = True) -> None:
+        """Destroy a task; it is no error if it is gone or the pool away. A pending one goes when it ends.
+
+        One of our own that no handler `adopted` is ended here: nobody else would, and the pool keeps it for a day.
+        """
         with suppress(ProtocolError, TimeoutError):
             async with asyncio.timeout(AFTERMATH):
+                if not adopted:
+                    # In this order: the pool does not look, as it is told the status, whether to destroy the task.
+                    with suppress(XapiError):
+                        await self.call("task.set_status", task, "failure", repeatable=True)
                 await self.call("task.destroy", task, repeatable=True)
 
     def hurry(self) -> None:

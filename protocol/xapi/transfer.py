@@ -135,6 +135,7 @@ class Transfers:
         upload = Upload(what, length, body, lambda: limit.reschedule(loop.time() + self._http.inactivity))
         try:
             async with limit, self._http.request("PUT", path, query, task.ref, what, upload) as response:
+                task.adopted = True
                 task.on_failure(response.content.set_exception)
                 upload.on_error = response.content.set_exception
                 upload.answered()
@@ -163,6 +164,7 @@ class Transfers:
             own_task(self._pool, path, what) as task,
             self._http.request("GET", path, query, task.ref, what) as response,
         ):
+            task.adopted = True
             stream = ExportStream(response, self._http.inactivity, task, what, length)
             yield stream
             if not stream.ended:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from protocol.errors import OutcomeUnknownError, XapiError
-from protocol.xapi import Pool
-from tests.rawpool_fixtures import RawPool, joined, raw_pool
+from protocol.errors import OutcomeUnknownError, ProtocolError, XapiError
+from protocol.xapi import Pool, open_transfers
+from tests.rawpool_fixtures import RawPool, Refused, Request, joined, raw_pool
 
 
 async def test_a_task_brings_its_result() -> None:
@@ -147,3 +148,86 @@ async def test_the_watcher_survives_the_end_of_its_session() -> None:
                 # Only the session of the events is gone: what is sure to be repeated is the waiting.
                 server.sessions = {pool.session_ref.reveal()}
                 await server._note("mod", "")
+
+
+@pytest.mark.parametrize("manner", ["refuses", "denies the session", "hangs up", "has no time"])
+async def test_a_task_that_no_handler_took_is_ended_first(manner: str) -> None:
+    """To destroy a pending one is to ask for it when it ends, and nobody else would end it."""
+    async with raw_pool() as server:
+        asked = asyncio.Event()
+
+        async def export(request: Request) -> None:
+            asked.set()
+            if manner == "has no time":
+                await asyncio.Event().wait()
+            elif manner != "hangs up":
+                status = 500 if manner == "refuses" else 401
+                await request.answer(b"HTTP/1.1 %d No\r\ncontent-length: 0\r\n\r\n" % status)
+
+        async def download(pool: Pool) -> None:
+            async with open_transfers(pool) as transfers:
+                with pytest.raises(ProtocolError):
+                    async with transfers.export_vdi("OpaqueRef:v", format="vhd") as stream:
+                        await stream.read(1)
+
+        server.handlers["/export_raw_vdi"] = export
+        async with joined(server) as pool:
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(download(pool))
+                await asked.wait()
+                if manner == "has no time":
+                    running.cancel()
+            assert server.tasks == {}
+            assert len(server.destroyed) == 1
+
+
+async def test_a_task_that_a_handler_took_is_left_to_it() -> None:
+    async with raw_pool() as server:
+
+        async def export(request: Request) -> None:
+            await request.answer(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nnot much")
+            await server.end_task(request.query["task_id"], "failure", error=["VDI_IO_ERROR"])
+
+        server.handlers["/export_raw_vdi"] = export
+        async with joined(server) as pool, open_transfers(pool) as transfers:
+            with pytest.raises(XapiError, match="VDI_IO_ERROR"):
+                async with transfers.export_vdi("OpaqueRef:v", format="vhd") as stream:
+                    await stream.finish()
+            assert "task.set_status" not in server.calls
+            assert server.tasks == {}
+
+
+async def test_a_task_that_was_made_for_nobody_is_ended_first() -> None:
+    async with raw_pool() as server:
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def slow(*_: str) -> str:
+            asked.set()
+            await answer.wait()
+            return await server.make_task()
+
+        server.methods["task.create"] = slow
+        server.methods["task.cancel"] = lambda ref: ""  # a flag, and nobody works on this task who would look at it
+        async with joined(server) as pool:
+            async with asyncio.TaskGroup() as group:
+                making = group.create_task(pool.create_task("late"))
+                await asked.wait()
+                making.cancel()
+                answer.set()
+            assert making.cancelled()
+            assert len(server.destroyed) == 1
+            assert server.tasks == {}
+
+
+@pytest.mark.parametrize("code", ["MESSAGE_METHOD_UNKNOWN", "HANDLE_INVALID"])
+async def test_a_pool_that_does_not_end_a_task_is_asked_to_destroy_it(code: str) -> None:
+    async with raw_pool() as server:
+
+        def refuse(*_: Any) -> str:
+            raise Refused(code, "task", "x")
+
+        server.methods["task.set_status"] = refuse
+        async with joined(server) as pool:
+            task = await pool.create_task("never taken")
+            await pool.destroy_task(task, adopted=False)
+            assert server.destroyed == [task]

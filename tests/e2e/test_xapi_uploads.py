@@ -210,7 +210,7 @@ async def test_what_the_body_raises_comes_out() -> None:
 
 async def test_a_cancelled_upload_leaves_its_body_alone() -> None:
     async with raw_pool() as server:
-        flowing = asyncio.Event()
+        flowing, ended = asyncio.Event(), asyncio.Event()
 
         async def take(request: Request) -> None:
             await request.answer(OK)
@@ -218,6 +218,8 @@ async def test_a_cancelled_upload_leaves_its_body_alone() -> None:
             flowing.set()
             while await request.reader.read(1 << 20):
                 pass
+            await server.end_task(request.query["task_id"], "failure", error=["VDI_IO_ERROR"])
+            ended.set()
 
         async def stuck() -> AsyncIterator[bytes]:
             yield bytes(1000)
@@ -229,16 +231,20 @@ async def test_a_cancelled_upload_leaves_its_body_alone() -> None:
                 await transfers.import_vdi("OpaqueRef:v", format="raw", length=1 << 30, body=body)
 
         server.handlers[IMPORT] = take
-        async with joined(server) as (_, transfers), asyncio.TaskGroup() as group:
-            running = group.create_task(upload(transfers))
-            await flowing.wait()
-            running.cancel()
+        async with joined(server) as (_, transfers):
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(upload(transfers))
+                await flowing.wait()
+                running.cancel()
+            await ended.wait()
 
 
 async def test_an_upload_that_does_not_move() -> None:
+    tasks: list[str] = []
     async with raw_pool() as server:
 
         async def take(request: Request) -> None:
+            tasks.append(request.query["task_id"])
             await request.answer(OK)
             await asyncio.Event().wait()
 
@@ -250,3 +256,4 @@ async def test_an_upload_that_does_not_move() -> None:
         async with joined(server, inactivity=0.3) as (_, transfers):
             with pytest.raises(TransferError, match="nothing moved"):
                 await transfers.import_vdi("OpaqueRef:v", format="raw", length=1 << 40, body=endless())
+            await server.end_task(tasks[0], "failure", error=["VDI_IO_ERROR"])
