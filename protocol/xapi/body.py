@@ -207,13 +207,15 @@ class _Framed:
         while filled < least:
             if not self._ahead:
                 try:
-                    self._ahead = memoryview((await self._content.readchunk())[0])
+                    piece, boundary = await self._content.readchunk()
                 except (aiohttp.ClientError, OSError):
                     if filled:
                         break
                     raise
-                if not self._ahead:
+                # Nothing is also what aiohttp gives where a chunk ends whose bytes were read before.
+                if not piece and not boundary:
                     break
+                self._ahead = memoryview(piece)
             length = min(len(self._ahead), len(view) - filled)
             view[filled : filled + length] = self._ahead[:length]
             self._ahead = self._ahead[length:]

@@ -453,6 +453,36 @@ async def test_metadata_shorter_than_its_length() -> None:
                 await transfers.export_metadata("OpaqueRef:vm")
 
 
+async def test_a_piece_of_a_chunked_body_whose_end_comes_later() -> None:
+    """A proxy makes such bodies: that a piece is over, once it was read, is not the end of all of them."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    parts = [DISK[:1000], DISK[1000:5000], DISK[5000:]]
+    async with raw_pool() as server:
+        was_read = asyncio.Semaphore(0)
+
+        async def export(request: Request) -> None:
+            await request.answer(head)
+            for part in parts:
+                await request.answer(b"%x\r\n" % len(part) + part)
+                await was_read.acquire()
+                await request.answer(b"\r\n")
+            await request.answer(b"0\r\n\r\n")
+            await server.end_task(request.query["task_id"])
+
+        server.handlers[EXPORT] = export
+        async with (
+            joined(server) as (_, transfers),
+            transfers.export_vdi("OpaqueRef:v", format="raw", length=len(DISK)) as stream,
+        ):
+            for part in parts:
+                view = memoryview(bytearray(len(part)))
+                assert await stream.readinto(view) == len(part)
+                assert view == part
+                was_read.release()
+            assert await stream.read(1) == b""
+            await stream.finish()
+
+
 def test_hosts_may_be_silent_for_half_an_hour() -> None:
     """They attach disks and compress zeros without a word; that nothing comes any more, the task tells."""
     assert inspect.signature(open_transfers).parameters["inactivity"].default >= 30 * 60
