@@ -61,7 +61,6 @@ class Channel:
         carried out), PoolCertificateError, XapiError, FormatError.
         """
         self._timeout = timeout
-        self._aborted = False
         try:
             answer = getattr(self._proxy, method)(*[wire_value(param) for param in params])
         except xmlrpc.client.Fault as fault:
@@ -75,7 +74,7 @@ class Channel:
         return _value(answer, method)
 
     def abort(self) -> None:
-        """End whatever is under way, from any thread: the call then fails as lost."""
+        """End whatever is under way, from any thread: the call then fails as lost, and none is sent any more."""
         self._aborted = True
         if (connection := self._socket) is not None:
             # Not SSLSocket.shutdown: that takes the TLS object away from under the thread that reads.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -68,31 +68,35 @@ class Channels:
     ) -> T:
         """Do blocking work with `channel`. `silence` in seconds is the longest that its host may say nothing.
 
-        With `landed`, work that is cancelled is still given a moment, and its result left in there. Raises
-        `PoolUnreachableError` if it takes far longer than `silence`, and what `work` raises.
+        Work that is cancelled before it has begun never begins; with `landed`, what has begun is still given a moment,
+        and its result left in there. Raises `PoolUnreachableError` if it takes far longer than `silence`, and what
+        `work` raises.
         """
-        running = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        submitted = self._executor.submit(work)
+        running = asyncio.wrap_future(submitted)
         try:
             # A server that sends a byte now and then never falls silent, so the whole is bounded too.
             async with asyncio.timeout(2 * (self.connect_timeout + silence)):
                 result = await asyncio.shield(running)
         except TimeoutError:
-            self._abandon(channel, running)
+            self._abandon(channel, submitted, running)
             raise PoolUnreachableError(str(channel.address), "no complete answer in time") from None
         except asyncio.CancelledError:
-            if landed is not None:
+            if landed is not None and not submitted.cancel():
                 await asyncio.wait({running}, timeout=AFTERMATH)
                 if running.done() and not running.cancelled() and running.exception() is None:
                     landed.append(running.result())
-            self._abandon(channel, running)
+            self._abandon(channel, submitted, running)
             raise
         if landed is not None:
             landed.append(result)
         return result
 
-    def _abandon(self, channel: Channel, running: asyncio.Future[T]) -> None:
+    def _abandon(self, channel: Channel, submitted: Future[T], running: asyncio.Future[T]) -> None:
         """Free the thread from a call nobody waits for any more."""
-        if running.done():
+        # One that still waits for a thread must not be sent behind the back of whoever gave it up. That is asked of
+        # the executor itself: `running` would tell it a turn of the event loop later.
+        if submitted.cancel() or running.done():
             return
         self._busy.discard(channel)
         channel.abort()
