@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -16,9 +17,9 @@ import zstandard
 from mover.backup.snapshot import Snapshot
 from mover.backup.tags import without_blocks
 from mover.store import MAX_RAW
-from protocol.errors import FormatError, ProtocolError, XapiError
+from protocol.errors import FormatError, XapiError
 from protocol.xapi import Pool, Transfers
-from protocol.xva.ova import MAX_OVA
+from protocol.xva.ova import MAX_OVA, OvaObject, parse_ova
 
 FORMAT = 1
 _LEVEL = 3
@@ -163,13 +164,38 @@ def ova_xml_of(metadata: VmMetadata) -> str | None:
         raise FormatError("VM metadata", f"ova_xml_zstd: {error}") from error
 
 
-async def export_ova_xml(transfers: Transfers, snapshot: str) -> bytes | None:
-    """What the pool says about the snapshot VM `snapshot` (a ref) in its own format; None if it does not."""
+async def export_ova_xml(transfers: Transfers, vm: str) -> bytes:
+    """What the pool says about a VM or a snapshot (a ref) in its own format. Raises `ProtocolError`."""
+    archive = await transfers.export_metadata(vm)
     try:
-        archive = await transfers.export_metadata(snapshot)
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             member = tar.extractfile("ova.xml")
-            return member.read(MAX_OVA + 1) if member else None
-    except (ProtocolError, tarfile.TarError, KeyError):
-        # The records above are what a restore uses; the server's own form is kept where it can be had.
-        return None
+            if member is not None:
+                return member.read(MAX_OVA + 1)
+    except (tarfile.TarError, KeyError) as error:
+        raise FormatError("export of metadata", str(error)) from error
+    raise FormatError("export of metadata", "its ova.xml is no file")
+
+
+def has_disks_of(snapshot: Snapshot, saved: VmMetadata, ova_xml: bytes) -> bool:
+    """Whether an `ova.xml` of the live VM names the disks that it had when `snapshot` was taken, each on its drive.
+
+    Raises `FormatError`.
+    """
+    objects = parse_ova(ova_xml).objects
+    named = _drives(_records_in(objects, "VBD").values(), _records_in(objects, "VDI"))
+    taken = {ref: snapshot.of(ref) for ref in saved.vdis}
+    sizes = {ref: {"virtual_size": disk.size} for ref, disk in taken.items() if disk}
+    return named == _drives(saved.vbds.values(), {ref: vdi | sizes.get(ref, {}) for ref, vdi in saved.vdis.items()})
+
+
+def _records_in(objects: Iterable[OvaObject], cls: str) -> dict[str, Record]:
+    return {item.id: item.snapshot for item in objects if item.cls == cls}
+
+
+def _drives(vbds: Iterable[Record], vdis: Mapping[str, Record]) -> set[tuple[str, ...]]:
+    """The number of each drive that is for no CDs, and its disk's UUID and size: as text, ova.xml has no numbers."""
+    disks = [(vbd, vdis.get(str(vbd.get("VDI")))) for vbd in vbds if vbd.get("type") != "CD"]
+    return {
+        (str(vbd.get("userdevice")), str(vdi.get("uuid")), str(vdi.get("virtual_size"))) for vbd, vdi in disks if vdi
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -11,8 +11,9 @@ from typing import Literal
 class Release:
     """A product release as far as a backup client can tell.
 
-    `api` is host.API_version; `cbt` whether CBT and NBD exist (API 2.8); `snapshot_ignores_disks` whether
-    VM.snapshot takes its third parameter (21.4.0); `quiesce` whether snapshot_with_quiesce is still there (API < 2.14);
+    `api` is host.API_version; `cbt` whether CBT and NBD exist (API 2.8); `snapshot_ignores_disks` whether VM.snapshot
+    takes its third parameter (21.4.0); `snapshot_metadata` whether the metadata of a snapshot can be exported (24.13.0:
+    the first releases of XCP-ng 8.3 are older); `quiesce` whether snapshot_with_quiesce is still there (API < 2.14);
     `xva_checksum` what stands beside the blocks of an XVA (xxhash since 8.1).
     """
 
@@ -22,18 +23,24 @@ class Release:
     api: tuple[int, int]
     cbt: bool = True
     snapshot_ignores_disks: bool = True
+    snapshot_metadata: bool = True
     quiesce: bool = False
     xva_checksum: Literal["xxhash", "sha1"] = "xxhash"
 
 
 XCP_NG_8_3 = Release("XCP-ng", "8.3.0", "3.4.0", (2, 21))
-XCP_NG_8_2 = Release("XCP-ng", "8.2.1", "3.2.1", (2, 16), snapshot_ignores_disks=False)
+XCP_NG_8_2 = Release("XCP-ng", "8.2.1", "3.2.1", (2, 16), snapshot_ignores_disks=False, snapshot_metadata=False)
 XENSERVER_7_6 = Release(
-    "XenServer", "7.6.0", "2.7.0", (2, 11), snapshot_ignores_disks=False, quiesce=True, xva_checksum="sha1"
+    "XenServer",
+    "7.6.0",
+    "2.7.0",
+    (2, 11),
+    snapshot_ignores_disks=False,
+    snapshot_metadata=False,
+    quiesce=True,
+    xva_checksum="sha1",
 )
-XENSERVER_7_1 = Release(
-    "XenServer", "7.1.0", "2.3.0", (2, 5), cbt=False, snapshot_ignores_disks=False, quiesce=True, xva_checksum="sha1"
-)
+XENSERVER_7_1 = replace(XENSERVER_7_6, version="7.1.0", platform="2.3.0", api=(2, 5), cbt=False)
 
 
 @dataclass(frozen=True)

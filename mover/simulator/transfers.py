@@ -213,6 +213,11 @@ class TransferHandlers:
 
     async def _export_metadata(self, request: Request, connection: Connection, session: str) -> None:
         task, wanted = self._adopt_metadata(request, session)
+        snapshots = [vm for vm in wanted.vms if self._pool.database.get("VM", vm)["is_a_snapshot"]]
+        if snapshots and not self._pool.options.release.snapshot_metadata:
+            failure = Failure("OPERATION_NOT_ALLOWED", "Exporting metadata of a snapshot is not allowed")
+            self._pool.tasks.fail(task, failure)
+            raise failure
         archive = export_metadata(self._pool.database, wanted, self._ids)
         headers = {"task-id": task, "content-disposition": 'attachment; filename="export.xva"'}
         await respond(

@@ -8,6 +8,7 @@ import pytest
 from mover.backup.metadata import decode
 from mover.events import DiskFinished
 from mover.restore.files import restore_to_files
+from mover.simulator import XCP_NG_8_2, XCP_NG_8_3, Options, Release
 from mover.store import Point
 from protocol.xva.ova import Ova
 from protocol.xva.reader import BlockEnd, Data, DiskEnd, End, OvaXml, XvaReader, verify_block
@@ -63,8 +64,9 @@ def read(archive: bytes, step: int = 100_000) -> tuple[Ova, dict[str, bytes], in
     return ova, {drives[ref]: bytes(content) for ref, content in disks.items()}, blocks
 
 
-async def test_an_xva_holds_the_disks_and_the_vm_as_it_ran(tmp_path: Path):
-    async with site(tmp_path) as here:
+@pytest.mark.parametrize("release", [XCP_NG_8_3, XCP_NG_8_2], ids=["8.3", "8.2, no metadata of snapshots"])
+async def test_an_xva_holds_the_disks_and_the_vm_as_it_ran(tmp_path: Path, release: Release):
+    async with site(tmp_path, Options(release=release)) as here:
         point, contents = await backed_up(here)
         file, _ = await restored(here, point, tmp_path / "out")
         assert file == tmp_path / "out" / "web.xva"
@@ -73,6 +75,7 @@ async def test_an_xva_holds_the_disks_and_the_vm_as_it_ran(tmp_path: Path):
         assert disks == {"0": contents[0], "1": contents[1]}
         assert blocks < 18, "blocks of zeros are left out"
         saved = decode(here.store.get_blob(point.record.metadata))
+        assert ova.version["product_version"] == release.version
         (vm,) = [item.snapshot for item in ova.objects if item.cls == "VM"]
         for field in ("uuid", "name_label", "memory_static_max", "platform", "other_config", "bios_strings"):
             assert vm[field] == saved.vm[field], field

@@ -8,6 +8,7 @@ import io
 import tarfile
 import xmlrpc.client
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 import xxhash
 import zstandard
 
-from mover.simulator import XCP_NG_8_2, XENSERVER_7_1, Options
+from mover.simulator import XCP_NG_8_2, XCP_NG_8_3, XENSERVER_7_1, Options, Release
 from mover.simulator.faults import HttpFault
 from tests.disks_fixtures import needs, run
 from tests.simulator_fixtures import MiB, Reply, RpcError, SmallPool, small_pool
+from tests.simulator_fixtures import refused as unsuccessful
 
 SIZES = (5 * MiB, 3 * MiB)
 
@@ -378,6 +380,29 @@ async def test_metadata_of_several_vms_and_their_snapshots(pool: SmallPool) -> N
     assert any(item["class"] == "VM" and item["snapshot"]["is_control_domain"] for item in everything)
     guests = document(members(await metadata(pool, all="true", include_dom0="false")))["objects"]
     assert not any(item["class"] == "VM" and item["snapshot"]["is_control_domain"] for item in guests)
+
+
+@pytest.mark.parametrize(
+    ("release", "served"),
+    [
+        (XENSERVER_7_1, False),
+        (XCP_NG_8_2, False),
+        (replace(XCP_NG_8_3, snapshot_metadata=False), False),
+        (XCP_NG_8_3, True),
+    ],
+    ids=["XenServer 7.1", "XCP-ng 8.2", "the first XCP-ng 8.3", "XCP-ng 8.3"],
+)
+async def test_metadata_of_a_snapshot_is_refused_before_24_13(tmp_path: Path, release: Release, served: bool) -> None:
+    async with small_pool(tmp_path / "pool", Options(tls=False, release=release), SIZES) as pool:
+        snapshot = await pool.call("VM.snapshot", pool.vm, "snap")
+        reply, task = await send(pool, "GET", "/export_metadata", {"ref": snapshot})
+        assert reply.status == (200 if served else 500)
+        if not served:
+            why = "Exporting metadata of a snapshot is not allowed"
+            assert f"OPERATION_NOT_ALLOWED: [ {why}; ]" in reply.rest.decode()
+            await unsuccessful(pool.finished(task), "OPERATION_NOT_ALLOWED", why)
+        assert classes(await metadata(pool, ref=pool.vm)).count("VM") == 2, "with the VM, and with all, they come"
+        assert classes(await metadata(pool, all="true")).count("VM") > 2
 
 
 async def with_metadata(pool: SmallPool, archive: bytes, **query: str) -> list[str]:
