@@ -48,7 +48,11 @@ _Arguments = TypeVarTuple("_Arguments")
 
 @dataclass(slots=True)
 class _Seat:
-    """Room for one connection."""
+    """Room for one connection.
+
+    Only the event loop puts one in, looks at it and closes it; a lane's thread is handed the one it carries with. So
+    none is closed while somebody else looks at it.
+    """
 
     connection: Connection | None = None
     lease: Lease | None = None
@@ -58,6 +62,7 @@ class _Seat:
         return None if self.connection is None or self.connection.closed else self.connection
 
     def clear(self) -> None:
+        """Close the connection, which no thread may be using any more, and leave its place at the host to others."""
         if self.connection is not None:
             self.connection.close()
         if self.lease is not None:
@@ -152,8 +157,7 @@ class NbdReader:
                 await self._pause_after(seat, error)
 
     async def _open(self, seat: _Seat) -> Connection:
-        """Open one connection. Raises `NbdError` if that fails."""
-        seat.clear()
+        """Open one connection for an empty seat. Raises `NbdError` if that fails."""
         if seat.failures:
             await self._locate_again()
         busy = [connection.endpoint for other in self._seats if (connection := other.live())]
@@ -233,22 +237,31 @@ class _Run:
     async def run(self) -> ReadStats:
         work = self._work
         if not work.complete:
-            async with task_group() as lanes:
-                for lane, seat in enumerate(self._reader._seats):
-                    seat.failures = 0
-                    lanes.create_task(self._lane(lane, seat))
+            try:
+                async with task_group() as lanes:
+                    for lane, seat in enumerate(self._reader._seats):
+                        seat.failures = 0
+                        lanes.create_task(self._lane(lane, seat))
+            finally:
+                self._clear_dead()  # of lanes that were cancelled; their threads are done
         return ReadStats(work.bytes_read, work.requests, work.retried, work.hedged)
 
     def _finished(self) -> None:
-        """All bytes are here: nobody needs another connection, nor an answer that was overtaken."""
+        """All bytes are here, says a lane's thread; the connections of other lanes are the event loop's."""
         self._loop.call_soon_threadsafe(self._dispense)
-        for seat in self._reader._seats:
-            if seat.connection is not None and seat.connection.in_flight:
-                seat.connection.abort(NbdError(seat.connection.endpoint.server, "overtaken by another connection"))
 
     def _dispense(self) -> None:
+        """Nobody needs another connection any more, nor an answer that was overtaken."""
         for task in self._connecting:
             task.cancel()
+        for seat in self._reader._seats:
+            if (connection := seat.live()) and connection.in_flight:
+                connection.abort(NbdError(connection.endpoint.server, "overtaken by another connection"))
+
+    def _clear_dead(self) -> None:
+        for seat in self._reader._seats:
+            if seat.live() is None:
+                seat.clear()
 
     async def _lane(self, lane: int, seat: _Seat) -> None:
         """Keep one connection open and at work, until all is done or its tries are used up."""
@@ -263,6 +276,8 @@ class _Run:
                 failure = await self._in_thread(lane, seat, self._carry, lane, seat, connection)
                 if failure is not None:
                     self._reader._directory.note(connection.endpoint, failed=True)
+                    # Before this lane waits for anything: whoever opens a connection may be waiting for this place.
+                    seat.clear()
             if failure is not None and not self._work.complete:
                 self._work.all_hands()
                 try:

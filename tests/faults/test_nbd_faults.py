@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from protocol.arena import Arena
 from protocol.errors import NbdConnectError, NbdError, NbdRequestError, PoolUnreachableError, XapiError
 from protocol.extent import Extent, total
-from protocol.nbd import Endpoint, Observed, Patience, Retry, Timeouts, open_reader
+from protocol.nbd import Connection, Endpoint, Observed, Patience, Retry, Timeouts, open_reader
 from tests.nbd_fakes import Manner, fake_server
 from tests.nbd_fixtures import KiB, MiB, Sink, at, budget, nbdkit, needs_nbdkit, nothing_left, plain
 
@@ -120,6 +121,29 @@ async def test_a_stalled_connection_costs_its_own_share_only(tmp_path: Path) -> 
     assert stats.bytes_read == 16 * MiB
 
 
+async def test_what_was_overtaken_is_cut_where_connections_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the event loop: the thread of another lane could meet a connection that is being closed."""
+    cut_in: list[threading.Thread] = []
+    abort = Connection.abort
+
+    def noted(connection: Connection, error: NbdError) -> None:
+        if "overtaken" in error.reason:
+            cut_in.append(threading.current_thread())
+        abort(connection, error)
+
+    monkeypatch.setattr(Connection, "abort", noted)
+    sink = Sink()
+    async with (
+        fake_server(Manner(stall_after=2), Manner()) as fake,
+        open_reader(at(plain(fake.port)), connections=2, budget=budget(tmp_path), patience=HASTY) as reader,
+    ):
+        await reader.read(WHOLE, Arena(6, 256 * KiB), sink.take)
+    sink.check(WHOLE)
+    assert cut_in == [threading.current_thread()]
+
+
 @pytest.mark.usefixtures("prompt")
 async def test_requests_that_stall_together_are_all_overtaken(tmp_path: Path) -> None:
     sink = Sink()
@@ -162,6 +186,68 @@ async def test_a_connection_that_ends_gives_its_work_to_the_others(tmp_path: Pat
         async with open_reader(locate, connections=2, budget=budget(tmp_path), patience=HASTY) as reader:
             await reader.read(WHOLE, Arena(6, 256 * KiB), sink.take)
         assert {number for number, _, _ in fake.reads} >= {0, 1}
+    sink.check(WHOLE)
+
+
+@pytest.mark.parametrize(("disks", "connections", "limit"), [(1, 2, 1), (4, 4, 12)], ids=["one disk", "four disks"])
+async def test_who_waits_for_a_place_gets_that_of_a_connection_that_died(
+    tmp_path: Path, disks: int, connections: int, limit: int
+) -> None:
+    """Every place at the host is taken, and each disk wants one more when all connections end."""
+    shared = budget(tmp_path, limit)
+
+    async def read() -> None:
+        sink = Sink()
+        reader_of = open_reader(at(plain(fake.port)), connections=connections, budget=shared, patience=HASTY)
+        async with reader_of as reader:
+            await reader.read(WHOLE, Arena(6, 256 * KiB), sink.take)
+        sink.check(WHOLE)
+
+    async with (
+        fake_server(*[Manner(close_after=3)] * limit, Manner()) as fake,
+        asyncio.timeout(Timeouts().slot / 30),
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(disks):
+            group.create_task(read())
+
+
+async def test_a_connection_that_is_given_up_leaves_its_place_to_another_disk(tmp_path: Path) -> None:
+    shared = budget(tmp_path, limit=2)
+    both, late = asyncio.Event(), asyncio.Event()
+    patience = Patience(tries=1)
+
+    async def read() -> None:
+        sink = Sink()
+        reader_of = open_reader(at(plain(fake.port)), connections=2, budget=shared, patience=patience)
+        async with reader_of as reader:
+            await reader.read(WHOLE, Arena(6, 256 * KiB), sink.take)
+        sink.check(WHOLE)
+
+    # The first disk waits for its first answer, and its other connection ends.
+    async with fake_server(Manner(late=late), Manner(close_after=-1), Manner()) as fake:
+        fake.on_connect = lambda: both.set() if fake.connections == 2 else None
+        async with asyncio.timeout(Timeouts().request / 2), asyncio.TaskGroup() as group:
+            slow = group.create_task(read())
+            await both.wait()
+            await read()
+            assert not slow.done()
+            late.set()
+
+
+async def test_what_a_cancelled_read_leaves_takes_no_place(tmp_path: Path) -> None:
+    shared = budget(tmp_path, limit=1)
+    sink = Sink()
+    async with (
+        fake_server(Manner(stall_after=0), Manner()) as fake,
+        open_reader(at(plain(fake.port)), connections=1, budget=shared) as reader,
+    ):
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(reader.read(WHOLE, Arena(6, 256 * KiB), Sink().take))
+            await fake.asked.wait()
+            reading.cancel()
+        (await shared.acquire("host", 5)).release()
+        await reader.read(WHOLE, Arena(6, 256 * KiB), sink.take)
     sink.check(WHOLE)
 
 
