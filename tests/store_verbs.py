@@ -156,7 +156,7 @@ def damaged(folder: Path) -> None:
 
 
 def repair(folder: Path, backend: Backend) -> None:
-    opened(backend).repair(deep=True)
+    opened(backend).repair(deep=True, patience=impatient())
 
 
 def repaired(folder: Path) -> None:
@@ -167,7 +167,7 @@ def repaired(folder: Path) -> None:
         assert writer.seal(memoryview(noise("unlisted", 3 * CHUNK) + noise("whole", 2 * CHUNK))).new == 0
         assert writer.seal(memoryview(noise("hurt"))).new == CHUNK
     restores(folder, 7, HURT)
-    assert Store.open(folder / "store").repair(deep=True).losses == ()
+    assert Store.open(folder / "store").repair(deep=True, patience=impatient()).losses == ()
 
 
 def copy_from(folder: Path) -> Path:

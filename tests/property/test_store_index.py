@@ -311,9 +311,7 @@ def test_many_ids_are_looked_up_in_parts(bunched: list[bytes], seed: int) -> Non
 
 
 @pytest.mark.parametrize("gone", ["condemned", "cut off", "missing"])
-def test_a_merged_segment_is_no_better_than_those_it_replaces(
-    tmp_path: Path, gone: str
-) -> None:
+def test_a_merged_segment_is_no_better_than_those_it_replaces(tmp_path: Path, gone: str) -> None:
     """A reader whose record has moved looks at the store anew, between a writer's merge and its use of that."""
     store = Store.create(tmp_path)
     for number in range(3):

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mover.errors import FencedError, StoreDamagedError
-from mover.store import Patience, Store, Writer, index, roots, store
+from mover.store import Patience, Store, Writer, index, roots, store, waiting
 from mover.store.identity import Identity
 from mover.store.index import Index, IndexView
 from mover.store.lease import Lease
@@ -305,7 +305,7 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "the index is looked at before the lease is taken": (store, "Lease", LateLease),
     "writers take no lease": (store, "Lease", NoLease),
     "a prune does not wait for writers": (Prune, "_wait_for_writers", lambda self: None),
-    "a silent writer is given up, and not shut out": (Prune, "_fence", lambda self, wid: None),
+    "a silent writer is given up, and not shut out": (waiting, "_fence", lambda backend, wid: False),
     "points are not looked at again": (Prune, "_roots", first_roots),
     "the index is listed before the condemned packs": (index, "_open_all", index_before_condemned),
     "writers count on condemned packs": (index, "read_condemned", lambda *_: ({}, [])),

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 from mover.errors import FencedError, StoreDamagedError
-from mover.store import lease, names, pack_writer, prune
-from mover.store.backend import ObjectMissingError
+from mover.store import Patience, lease, names, pack_writer, prune, waiting
+from mover.store.backend import Backend, ObjectMissingError
 from mover.store.lease import read_leases, remove_lease
 from mover.store.names import lease_key
-from mover.store.prune import Prune
 from tests.property.test_store_prune_schedules import CASTS, ENOUGH, SCHEDULES, Play, beginning, run
 
 # Seconds by which a wall clock may be off: two of them differ by less than what notes and probes of the dead are kept.
@@ -78,19 +77,22 @@ def test_wrong_clocks_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert renewed
 
 
-def by_what_leases_say(self: Prune, doing: str, *, until_gone: bool, real: Any = Prune._watch_leases) -> None:
+def by_what_leases_say(
+    backend: Backend, patience: Patience, *arguments: Any, real: Any = waiting._watch, **how: bool
+) -> int:
     """Who says to have begun long ago is taken for dead, and not shut out."""
-    for wid, renewals in read_leases(self._backend).items():
+    for wid, renewals in read_leases(backend).items():
         with suppress(ObjectMissingError):
-            began = json.loads(self._backend.get(lease_key(wid)))["started"]
-            if prune.time.time() - began > self._patience.silence:
-                remove_lease(self._backend, wid, renewals)
-    real(self, doing, until_gone=until_gone)
+            began = json.loads(backend.get(lease_key(wid)))["started"]
+            if prune.time.time() - began > patience.silence:
+                remove_lease(backend, wid, renewals)
+    shut_out: int = real(backend, patience, *arguments, **how)
+    return shut_out
 
 
 def test_a_prune_that_believes_wall_clocks_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     beginning()
-    monkeypatch.setattr(Prune, "_watch_leases", by_what_leases_say)
+    monkeypatch.setattr(waiting, "_watch", by_what_leases_say)
     for seed in range(0, ENOUGH * len(CASTS), len(CASTS)):
         try:
             run_skewed(seed, monkeypatch)

@@ -121,7 +121,8 @@ def test_what_a_reader_does_not_need_is_as_the_page_says(tmp_path: Path, encrypt
     for file in files_of(tmp_path):
         key = str(file.relative_to(tmp_path))
         names.setdefault(key.split("/")[0], []).append(key)
-    assert [json.loads((tmp_path / key).read_bytes()).keys() for key in names["lease"]] == [{"host", "pid", "started", "repair"}]
+    [about] = [json.loads((tmp_path / key).read_bytes()) for key in names["lease"]]
+    assert about.keys() == {"host", "pid", "started", "repair"}
     for key in names["scrub"]:
         assert re.fullmatch(r"scrub/[0-9a-f]{32}\.0\.[1-9][0-9]{9}\.d", key)
         content = reader.opened(tmp_path / key, key)
