@@ -13,14 +13,12 @@ import msgspec
 from mover.backup import cbt, metadata, snapshot, xva
 from mover.backup.base import bases
 from mover.backup.copy import LiveDisk
-from mover.backup.drives import as_it_is_now
 from mover.backup.guard import staying
 from mover.backup.health import require_fit_storage
 from mover.backup.hooks import around_snapshot
 from mover.backup.memory import copy_memory
 from mover.backup.records import read_records
 from mover.backup.session import Session
-from mover.errors import PoolError
 from mover.events import Note
 from mover.history import samples
 from mover.job import SelectedVm
@@ -34,8 +32,7 @@ _CLEAN_UP_TIMEOUT = 60.0
 # By so many seconds the clocks of machines that back up the same VMs may differ without a warning.
 _SKEW = 60.0
 
-# Told the id of the restore point.
-Committed = Callable[[str], Awaitable[None]]
+Committed = Callable[[], Awaitable[None]]
 
 
 async def back_up_vm(session: Session, vm: SelectedVm, committed: Committed, *, keep_base: bool) -> str:
@@ -46,7 +43,6 @@ async def back_up_vm(session: Session, vm: SelectedVm, committed: Committed, *, 
     # Nothing is done to a VM for a store that takes no more.
     session.writer.require_working()
     async with staying(session, vm):
-        session, vm = await as_it_is_now(session, vm)
         return await _back_up(session, vm, committed, keep_base=keep_base)
 
 
@@ -61,12 +57,10 @@ async def _back_up(session: Session, vm: SelectedVm, committed: Committed, *, ke
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError):
             session.pool.hurry()
-            for note in getattr(error, "__notes__", ()):
-                _warn(session, vm, f"{note}: what it makes will be swept by the next run")
         await _clean_up(session, vm, points)
         raise
     session.unfinished.end(vm.uuid)
-    await committed(point)
+    await committed()
     await _settle(session, vm, taken, record)
     _tell_unusual(session, vm, points, record)
     return point
@@ -205,22 +199,14 @@ async def _export_ova_xml(
 
 
 def _snapshotted(session: Session, vm: SelectedVm, taken: snapshot.Snapshot) -> list[LiveDisk]:
-    """The selected disks with their snapshots. Raises `PoolError` if one has none: a point without it is no backup."""
+    """The selected disks with their snapshots."""
     disks: list[LiveDisk] = []
     for disk in vm.disks:
         of = taken.of(disk.vdi)
         if of is None:
-            raise PoolError(
-                f"{vm.name}, disk {disk.position} ({disk.name}): the VM's snapshot has none of this disk",
-                "the VM lost or changed it in the moment of its snapshot: run the job again",
-            )
+            _warn(session, vm, f"{disk.name} has no snapshot and is not part of this backup", disk.position)
+            continue
         disks.append(LiveDisk(disk.position, disk.name, disk.vdi, disk.vdi_uuid, of))
-    chosen = {disk.vdi for disk in (*vm.disks, *vm.excluded_disks)}
-    for new in (disk for disk in taken.disks if disk.live not in chosen):
-        message = f"the VM's snapshot has one of a disk that the VM had not when the disks were chosen ({new.uuid})"
-        if not disks:
-            raise PoolError(f"{vm.name}: {message}, and of no other", "run the job again")
-        _warn(session, vm, f"{message}: that disk is not part of this backup")
     return disks
 
 
@@ -230,10 +216,6 @@ async def _settle(session: Session, vm: SelectedVm, taken: snapshot.Snapshot, re
     try:
         await snapshot.keep_only(session.pool, taken, keep, data=vm.backup.keep_snapshot != "metadata")
         await snapshot.sweep(session.pool, session.owner, vm.uuid, keep, session.records)
-    except asyncio.CancelledError:
-        session.pool.hurry()
-        _warn(session, vm, "interrupted while old snapshots were removed: those left will be swept by the next run")
-        raise
     except ProtocolError as error:
         _warn(session, vm, f"an old snapshot could not be removed and will be swept by the next run: {error}")
 
@@ -246,10 +228,6 @@ async def _clean_up(session: Session, vm: SelectedVm, points: Sequence[Point]) -
             records = await read_records(session.pool)
             await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points), records)
         session.unfinished.end(vm.uuid)
-    except asyncio.CancelledError:
-        session.pool.hurry()
-        _warn(session, vm, "interrupted while its snapshot was removed: what is left will be swept by the next run")
-        raise
     except (ProtocolError, TimeoutError) as error:
         why = str(error) or f"that took longer than {_CLEAN_UP_TIMEOUT:g} s"
         _warn(session, vm, f"the snapshot could not be removed and will be swept by the next run: {why}")
