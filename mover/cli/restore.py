@@ -12,7 +12,7 @@ import msgspec
 from mover.cli.opening import job_of, store_of
 from mover.cli.runner import show
 from mover.errors import UsageError
-from mover.events import Emit, VmStarted
+from mover.events import AnyEvent, Emit, Note, VmStarted
 from mover.job import Job, RestoreSection
 from mover.printable import printable
 from mover.report.view import open_view
@@ -37,7 +37,8 @@ async def main(options: argparse.Namespace) -> int:
     target = _pool_options(options, networks, job)
     store = store_of(options.store, options)
     point = store.point(options.point)
-    with open_view(options.progress, sys.stderr) as emit:
+    with open_view(options.progress, sys.stderr) as view:
+        emit = _noticing(options, view)
         emit(VmStarted(vm=point.record.vm_uuid, name=point.record.vm_name, strategy=point.record.strategy))
         if job is None:
             files = await _to_files(store, point, Path(options.to), options.disk, options.format or "raw", emit)
@@ -48,6 +49,16 @@ async def main(options: argparse.Namespace) -> int:
                 result, lines = await _to_pool(store, point, pool, transfers, target, options, emit)
     show(msgspec.json.encode(result).decode() if options.json else "\n".join(lines))
     return 0
+
+
+def _noticing(options: argparse.Namespace, view: Emit) -> Emit:
+    """Who interrupts the restore is told whether there were warnings: they name what is left."""
+
+    def emit(event: AnyEvent) -> None:
+        options.warned = getattr(options, "warned", False) or (isinstance(event, Note) and event.level == "warning")
+        view(event)
+
+    return emit
 
 
 async def _to_pool(

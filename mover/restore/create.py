@@ -13,7 +13,7 @@ from mover.events import Emit, Note
 from mover.failure import naming
 from mover.restore.disk_stream import import_disk
 from mover.restore.plan import Plan
-from mover.restore.undo import Made
+from mover.restore.undo import Made, make_vdi, make_vm
 from mover.restore.vm_record import (
     Record,
     bios_strings,
@@ -72,12 +72,11 @@ async def _make_record(saved: VmMetadata, plan: Plan, pool: Pool, made: Made, im
     arguments = vm_arguments(saved.vm, f"[restoring] {plan.name}", new_macs=plan.new_macs)
     asleep = suspended_arguments(saved.suspended, image) if saved.suspended and image else {}
     try:
-        made.vm = str(await pool.call("VM.create", arguments | asleep))
+        return await make_vm(pool, made, arguments | asleep)
     except XapiError as error:
         if not asleep or error.code != "VM_BAD_POWER_STATE":
             raise
-        made.vm = str(await pool.call("VM.create", arguments))
-    return made.vm
+        return await make_vm(pool, made, arguments)
 
 
 async def _make_image(saved: VmMetadata, plan: Plan, pool: Pool, made: Made) -> str | None:
@@ -85,9 +84,7 @@ async def _make_image(saved: VmMetadata, plan: Plan, pool: Pool, made: Made) -> 
     if plan.memory is None or saved.suspended is None:
         return None
     arguments = vdi_arguments(saved.suspended.vdi, plan.srs[plan.memory.vdi_uuid], plan.memory.size)
-    image = str(await pool.call("VDI.create", arguments | {"type": "suspend"}))
-    made.vdis.append(image)
-    return image
+    return await make_vdi(pool, made, arguments | {"type": "suspend"})
 
 
 async def _make_disks(
@@ -112,8 +109,7 @@ async def _make_disks(
             )
             continue
         with naming(f"{point.record.vm_name}, disk {disk.position} ({disk.name}): "):
-            vdi = await pool.call("VDI.create", vdi_arguments(vdi_record, plan.srs[disk.vdi_uuid], disk.size))
-            made.vdis.append(vdi)
+            vdi = await make_vdi(pool, made, vdi_arguments(vdi_record, plan.srs[disk.vdi_uuid], disk.size))
             await pool.call("VBD.create", vbd_arguments(vbd, vm, vdi))
         vdis.append((disk, vdi))
     return vdis

@@ -19,7 +19,7 @@ from mover.restore.create import block_start
 from mover.restore.ova import describe
 from mover.restore.plan import Plan
 from mover.restore.progress import RestoreProgress
-from mover.restore.undo import Made
+from mover.restore.undo import Made, noted
 from mover.restore.vhd import vhd_stream
 from mover.restore.vm_record import Record, vif_arguments, vm_other_config
 from mover.restore.xva import Content, xva_stream
@@ -91,9 +91,10 @@ async def import_vm(
         refs = await _keeping_identity(upload, plan, point, emit)
         made.vm = refs[0] if refs else None
         vm = _only(refs, point)
+        # First of all: VM.destroy leaves the disks, and then nothing says which they were.
+        finding = disks_by_position(pool, vm)
+        vdis = await noted(finding, lambda found: made.vdis.extend(found.values()), made, f"the disks of {plan.name}")
         await block_start(pool, vm)
-        vdis = await disks_by_position(pool, vm)
-        made.vdis += vdis.values()
         await _apply(point, changes, vdis, transfers, arena, executor)
     await _settle_interfaces(pool, saved, plan, vm)
     await _settle_drives(pool, plan, vm, point, emit)

@@ -18,7 +18,7 @@ from mover.restore.difference import differences
 from mover.restore.disk_stream import import_disk
 from mover.restore.plan import choose_srs
 from mover.restore.progress import RestoreProgress
-from mover.restore.undo import undone_on_failure
+from mover.restore.undo import make_vdi, undone_on_failure
 from mover.restore.vm_record import Record, vdi_arguments
 from mover.store import DiskReader, Point, PointDisk, Store
 from mover.units import format_size
@@ -60,8 +60,7 @@ async def restore_as_vdis(
             for disk in chosen:
                 record = by_uuid.get(disk.vdi_uuid, {"name_label": disk.name})
                 with naming(f"{point.record.vm_name}, disk {disk.position} ({disk.name}): "):
-                    vdi = await pool.call("VDI.create", vdi_arguments(record, srs[disk.vdi_uuid], disk.size))
-                undo.vdis.append(vdi)
+                    vdi = await make_vdi(pool, undo, vdi_arguments(record, srs[disk.vdi_uuid], disk.size))
                 await import_disk(store, point, disk, transfers, vdi, Arena(_SLOTS), executor, emit)
                 made[disk.position] = str(await pool.call("VDI.get_uuid", vdi))
     return made

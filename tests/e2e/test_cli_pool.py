@@ -96,6 +96,38 @@ def test_an_interrupted_run_leaves_a_clean_place(site: Site):
     assert_nothing_leaked(site)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [((), "everything is left clean"), (("--keep-partial",), "what is left is among the warnings")],
+    ids=["undone", "kept"],
+)
+def test_an_interrupted_restore_says_whether_anything_is_left(site: Site, options: tuple[str, ...], words: str):
+    (vdi,) = site.tell("make_vm", name="web", sizes=[64 * MiB])["vdis"]
+    site.tell("fill", vdi=vdi, offset=0, length=64 * MiB, kind="random")
+    site.mover("run", site.job)
+    site.tell("network", latency=0.05, bandwidth=4 * MiB)
+    with fork_server.Popen(
+        [*MOVER, "restore", str(site.job), "web", "--job", str(site.job), "--progress", "json", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=site.environment(),
+    ) as process:
+        assert process.stderr is not None
+        seen = ""
+        for line in process.stderr:
+            seen += line
+            if '"disk.planned"' in line:
+                process.send_signal(signal.SIGINT)
+                break
+        seen += process.stderr.read()
+        assert process.wait(60) == 130, seen
+    site.printed.append(seen)
+    assert f"interrupted; {words}" in seen
+    assert ("is kept: VM " in seen) == bool(options)
+    assert "Traceback" not in seen
+
+
 def test_a_vm_that_fails_does_not_stop_the_other_and_the_code_is_3(site: Site):
     names = {site.tell("make_vm", name=name, sizes=[4 * MiB])["vm"]: name for name in ("web-1", "web-2")}
     fault = {"type": "call", "method": "VM.snapshot", "code": "SR_BACKEND_FAILURE_44", "params": ["", "full"]}
