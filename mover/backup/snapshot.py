@@ -1,7 +1,7 @@
 """Snapshots on the pool: taking them, keeping one as the base of the next incremental, removing the rest.
 
 Everything made here is tagged in `other_config`, so that what a killed run leaves behind is found and swept by the
-next one, and nobody else's snapshots are ever touched.
+next one, and nobody else's snapshots are ever touched. Nor is a disk that somebody has attached to another VM.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ async def take(
     if ref is None:
         ref = await _plain_snapshot(pool, vm, name, ignored)
     record = await pool.call("VM.get_record", ref)
-    await _tag(pool, "VM", ref, record["other_config"], tags)
+    await _tag(pool, "VM", ref, record["other_config"], tags, record["uuid"])
     snapshot = await _describe(pool, ref, record)
     for disk in (*snapshot.disks, *filter(None, [snapshot.memory])):
-        await _tag(pool, "VDI", disk.ref, disk.other_config, tags)
+        await _tag(pool, "VDI", disk.ref, disk.other_config, tags, disk.uuid)
     unwanted = [disk for disk in snapshot.disks if disk.live in ignored]
     for disk in unwanted:
-        await destroy_vdi(pool, disk.ref)
+        await _destroy_disk(pool, disk.ref, {ref})
     kept = tuple(disk for disk in snapshot.disks if disk not in unwanted)
     return replace(snapshot, disks=kept), refused
 
@@ -104,8 +104,8 @@ async def _plain_snapshot(pool: Pool, vm: str, name: str, ignored: Sequence[str]
     return str(await pool.run("VM.snapshot", vm, name))
 
 
-async def _tag(pool: Pool, kind: str, ref: str, other_config: dict[str, str], tags: dict[str, str]) -> None:
-    await pool.call(f"{kind}.set_other_config", ref, as_ours(other_config, tags), repeatable=True)
+async def _tag(pool: Pool, kind: str, ref: str, other_config: dict[str, str], tags: dict[str, str], uuid: str) -> None:
+    await pool.call(f"{kind}.set_other_config", ref, as_ours(other_config, tags, uuid), repeatable=True)
 
 
 async def _describe(pool: Pool, ref: str, record: dict[str, Any]) -> Snapshot:
@@ -144,20 +144,23 @@ async def find(pool: Pool, owner: Owner, vm: str, uuid: str) -> Snapshot | None:
     try:
         ref = await pool.call("VM.get_by_uuid", uuid)
         record = await pool.call("VM.get_record", ref)
+        live = await pool.call("VM.get_uuid", record["snapshot_of"])
         found = await _describe(pool, ref, record)
         types = [await pool.call("VDI.get_type", disk.ref) for disk in found.disks]
     except XapiError as error:
         if error.code in _GONE:
             return None
         raise
-    return found if owner.owns(record["other_config"], vm) and "cbt_metadata" not in types else None
+    return found if owner.owns_vm(record, vm, live) and "cbt_metadata" not in types else None
 
 
 async def remove(pool: Pool, snapshot: Snapshot) -> None:
     """Destroy a snapshot and the data of its disks. What is gone already counts as removed."""
     await destroy_vm(pool, snapshot.ref)
-    for disk in (*snapshot.disks, *filter(None, [snapshot.memory])):
-        await destroy_vdi(pool, disk.ref)
+    for disk in snapshot.disks:
+        await _destroy_disk(pool, disk.ref, {snapshot.ref})
+    if snapshot.memory is not None:
+        await destroy_vdi(pool, snapshot.memory.ref)
 
 
 async def drop_memory(pool: Pool, snapshot: Snapshot) -> None:
@@ -180,7 +183,7 @@ async def keep_only(pool: Pool, snapshot: Snapshot, keep: Collection[str], *, da
         await destroy_vm(pool, snapshot.ref)
     for disk in snapshot.disks:
         if disk not in kept or not (data or disk.cbt):
-            await destroy_vdi(pool, disk.ref)
+            await _destroy_disk(pool, disk.ref, {snapshot.ref})
         elif not data:
             await _while_in_use(pool, "VDI.data_destroy", disk.ref)
     if snapshot.memory is not None:
@@ -195,6 +198,35 @@ async def destroy_vm(pool: Pool, ref: str) -> None:
 async def destroy_vdi(pool: Pool, ref: str) -> None:
     """Destroy a VDI, waiting while the pool says that it is still in use."""
     await _while_in_use(pool, "VDI.destroy", ref)
+
+
+async def _destroy_disk(pool: Pool, ref: str, ours: Collection[str]) -> None:
+    """Destroy a disk of a snapshot, but not one that is in use by another VM than `ours` (refs)."""
+    if not await _elsewhere(pool, ref, ours):
+        await destroy_vdi(pool, ref)
+
+
+async def _elsewhere(pool: Pool, vdi: str, ours: Collection[str]) -> bool:
+    """Whether a VM that is not one of `ours` (refs) has this VDI in a drive, plugged or not.
+
+    A control domain may have it for what was read through it, and gives it back by itself. Asked for only when it
+    matters: anybody may attach it at any time.
+    """
+    for vbd in await _unless_gone(pool, "VDI.get_VBDs", vdi) or []:
+        vm = await _unless_gone(pool, "VBD.get_VM", vbd)
+        if vm and vm not in ours and await _unless_gone(pool, "VM.get_is_control_domain", vm) is False:
+            return True
+    return False
+
+
+async def _unless_gone(pool: Pool, call: str, ref: str) -> Any:
+    """What a call says of an object; None if that is gone."""
+    try:
+        return await pool.call(call, ref)
+    except XapiError as error:
+        if error.code not in _GONE:
+            raise
+        return None
 
 
 async def _while_in_use(pool: Pool, call: str, ref: str) -> None:
@@ -215,25 +247,20 @@ async def _while_in_use(pool: Pool, call: str, ref: str) -> None:
 async def sweep(pool: Pool, owner: Owner, vm: str, keep: Collection[str], records: PoolRecords) -> None:
     """Remove every snapshot of the VM with UUID `vm` in `records` that `owner` made, but the VDIs with UUIDs in `keep`.
 
-    A snapshot VM stays as long as one of its disks does.
+    A VDI that another VM has in a drive stays, and a snapshot VM as long as one of its disks does.
     """
-    stale = {
-        ref
-        for ref, record in records.vdis.items()
-        if record["is_a_snapshot"] and owner.owns(record["other_config"], vm) and record["uuid"] not in keep
+    ours = {
+        ref: [disk for disk in records.disks_of(record) if records.vdis[disk]["is_a_snapshot"]]
+        for ref, record in records.vms.items()
+        if owner.owns_vm(record, vm, records.vms.get(record["snapshot_of"], {}).get("uuid"))
     }
-    for ref, record in records.vms.items():
-        if not record["is_a_snapshot"]:
-            continue
-        live = records.vms.get(record["snapshot_of"], {}).get("uuid")
-        named = live == vm and owner.named(record["name_label"])
-        if not (named or owner.owns(record["other_config"], vm)):
-            continue
-        disks = [disk for disk in records.disks_of(record) if records.vdis[disk]["is_a_snapshot"]]
-        if any(records.vdis[disk]["uuid"] in keep for disk in disks):
-            continue
-        await destroy_vm(pool, ref)
-        # Killed between the snapshot and its tags, a run leaves disks that only their VM's name tells as ours.
-        stale.update(disks)
+    # Killed between the snapshot and its tags, a run leaves disks that only their VM's name tells as ours.
+    found = {disk for disks in ours.values() for disk in disks}
+    found.update(ref for ref, record in records.vdis.items() if owner.owns_disk(record, vm))
+    unwanted = [ref for ref in found if records.vdis[ref]["uuid"] not in keep]
+    stale = {ref for ref in unwanted if not await _elsewhere(pool, ref, ours)}
+    for ref, disks in ours.items():
+        if stale.issuperset(disks):
+            await destroy_vm(pool, ref)
     for ref in stale:
         await destroy_vdi(pool, ref)

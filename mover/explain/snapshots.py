@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import msgspec
 
 from mover.backup.records import PoolRecords
-from mover.backup.tags import PREFIX, Owner
+from mover.backup.tags import Owner, claimed
 from mover.job import SelectedVm
 from mover.job.select import Record
 
@@ -18,6 +19,7 @@ _OTHERS = {"xo:backup": "Xen Orchestra", "xo:": "Xen Orchestra", "alike": "Alike
 _GOES_ON = "left by a run that was killed: the next one goes on with it"
 _BASE = "base of the next incremental"
 _REMOVED = "removed by the next run"
+_USED = "stays as long as another VM uses it"
 
 
 class KeptSnapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,51 +54,47 @@ def _find(
 ) -> Iterator[KeptSnapshot]:
     vms, vdis = records.vms, records.vdis
     inherited = vms.get(vm.ref, {}).get("other_config", {})
+
+    def kept(kind: Literal["VM", "disk"], record: Record, made: Callable[[Owner], bool], fate: str) -> KeptSnapshot:
+        """`fate` is that of a snapshot of ours; others are left alone."""
+        maker = next((one for one in (owner, claimed(record["other_config"])) if one and made(one)), None)
+        ours = maker is not None and maker == owner
+        return KeptSnapshot(
+            kind=kind,
+            uuid=record["uuid"],
+            name=record["name_label"],
+            taken=record["snapshot_time"],
+            data=kind == "VM" or record["type"] != "cbt_metadata",
+            owner="this job" if ours else _whose(maker, record["other_config"], inherited),
+            fate=fate if ours else "left alone",
+        )
+
+    snapshots = {ref: one for ref, one in vms.items() if one["is_a_snapshot"] and one["snapshot_of"] == vm.ref}
     seen: set[str] = set()
-    for record in vms.values():
-        if not record["is_a_snapshot"] or record["snapshot_of"] != vm.ref:
-            continue
+    for record in snapshots.values():
         disks = records.disks_of(record)
         seen.update(disks)
-        is_base = any(vdis[disk]["uuid"] in bases for disk in disks)
-        fate = _GOES_ON if record["uuid"] == left else _BASE if is_base else _REMOVED
-        yield _kept("VM", record, vm, owner, inherited, data=True, fate=fate)
+        fate = _GOES_ON if record["uuid"] == left else _fate(disks, bases, snapshots, records)
+        yield kept("VM", record, partial(Owner.owns_vm, record=record, vm=vm.uuid, live=vm.uuid), fate)
     live = {disk.vdi for disk in (*vm.disks, *vm.excluded_disks)}
     for ref, record in vdis.items():
         if record["is_a_snapshot"] and record["snapshot_of"] in live and ref not in seen:
-            data = record["type"] != "cbt_metadata"
-            fate = _BASE if record["uuid"] in bases else _REMOVED
-            yield _kept("disk", record, vm, owner, inherited, data=data, fate=fate)
+            fate = _fate([ref], bases, snapshots, records)
+            yield kept("disk", record, partial(Owner.owns_disk, record=record, vm=vm.uuid), fate)
 
 
-def _kept(
-    kind: Literal["VM", "disk"],
-    record: Record,
-    vm: SelectedVm,
-    owner: Owner | None,
-    inherited: Mapping[str, str],
-    *,
-    data: bool,
-    fate: str,
-) -> KeptSnapshot:
-    """`fate` is that of a snapshot of ours; others are left alone."""
-    ours = owner is not None and (
-        owner.owns(record["other_config"], vm.uuid) or (kind == "VM" and owner.named(record["name_label"]))
-    )
-    return KeptSnapshot(
-        kind=kind,
-        uuid=record["uuid"],
-        name=record["name_label"],
-        taken=record["snapshot_time"],
-        data=data,
-        owner="this job" if ours else _whose(record["other_config"], inherited),
-        fate=fate if ours else "left alone",
-    )
+def _fate(disks: Sequence[str], bases: Collection[str], snapshots: Collection[str], records: PoolRecords) -> str:
+    """What the next run does with these disks, if they are ours. `snapshots` are the VMs (refs) made of this one."""
+    if any(records.vdis[disk]["uuid"] in bases for disk in disks):
+        return _BASE
+    drives = [records.vbds[vbd]["VM"] for disk in disks for vbd in records.vdis[disk]["VBDs"] if vbd in records.vbds]
+    users = [records.vms[ref] for ref in drives if ref in records.vms and ref not in snapshots]
+    return _REMOVED if all(user["is_control_domain"] for user in users) else _USED
 
 
-def _whose(other_config: Mapping[str, str], inherited: Mapping[str, str]) -> str:
-    if job := other_config.get(f"{PREFIX}job"):
-        return f"mover's job {job} with the store {other_config.get(f'{PREFIX}store', '?')[:8]}"
+def _whose(maker: Owner | None, other_config: Mapping[str, str], inherited: Mapping[str, str]) -> str:
+    if maker is not None:
+        return f"mover's job {maker.job} with the store {maker.store[:8]}"
     own = [key for key in other_config if key not in inherited]
     for prefix, product in _OTHERS.items():
         if any(key.startswith(prefix) for key in own):
