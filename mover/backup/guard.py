@@ -26,6 +26,10 @@ _TIMEOUT = 30.0
 async def staying(session: Session, vm: SelectedVm) -> AsyncIterator[None]:
     """Block the VM's migration within the context.
 
+    The block stands before the snapshot is taken: a migration that begins after the look at what is under way would
+    have the snapshot refused, or the disks elsewhere. So the snapshot remembers the block, and a VM that is reverted to
+    it is blocked again until `release_left`.
+
     A pool that does not let us (the right to is `vm-admin`'s) is a warning. Raises `MigratingError` if the VM is on its
     way already.
     """
@@ -34,12 +38,16 @@ async def staying(session: Session, vm: SelectedVm) -> AsyncIterator[None]:
     if any(operation in MOVES for operation in under_way):
         raise MigratingError(f"{vm.name} is being migrated", "run the job again once it has arrived")
     try:
-        await _block(session, vm.ref)
-    except XapiError as error:
-        message = f"the VM's migration cannot be blocked while it is backed up: {error}"
-        session.emit(Note(level="warning", vm=vm.uuid, message=message))
-    try:
+        # Whoever interrupts this may find one operation blocked and the other one not.
+        try:
+            await _block(session, vm.ref)
+        except XapiError as error:
+            message = f"the VM's migration cannot be blocked while it is backed up: {error}"
+            session.emit(Note(level="warning", vm=vm.uuid, message=message))
         yield
+    except asyncio.CancelledError:
+        session.pool.hurry()
+        raise
     finally:
         try:
             async with asyncio.timeout(_TIMEOUT):

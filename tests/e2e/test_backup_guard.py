@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from mover.errors import MigratingError
 from mover.events import AnyEvent, DiskPlanned
@@ -101,6 +102,28 @@ async def test_an_interrupted_run_releases_the_vm(tmp_path: Path):
             task.cancel()
         assert task.cancelled()
         assert blocked(here, vm) == {}
+
+
+@pytest.mark.parametrize("call", ["get_blocked_operations", "add_to_blocked_operations", "update_allowed_operations"])
+async def test_a_run_that_is_interrupted_while_it_blocks_releases_the_vm(tmp_path: Path, call: str):
+    async with site(tmp_path) as here:
+        vm = a_vm(here)
+        fault_of = here.simulator.faults.take_call
+        running: asyncio.Task[object]
+        met: list[str] = []
+
+        def interrupt(method: str) -> CallFault | None:
+            if method == f"VM.{call}" and not met:
+                met.append(method)
+                running.cancel()
+            return fault_of(method)
+
+        async with task_group() as group:
+            running = group.create_task(run_job(here.job(), emit=here.events.append))
+            here.simulator.faults.take_call = interrupt  # type: ignore[method-assign]
+        assert met and running.cancelled()
+        assert blocked(here, vm) == {}
+        assert here.notes() == []
 
 
 async def test_a_vm_on_its_way_is_left_alone_and_the_others_are_not(tmp_path: Path):
