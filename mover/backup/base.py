@@ -92,12 +92,16 @@ def _lacks(record: dict[str, Any], need: Need) -> str | None:
 
 
 def bases(points: Sequence[Point]) -> set[str]:
-    """The snapshots (UUIDs) that the next incremental of a VM could start from: what each disk's newest state names."""
-    newest: dict[str, str | None] = {}
+    """The snapshots (UUIDs) that the next incremental of a VM could start from: what each disk's newest state names.
+
+    States that name none do not count: those of a job that keeps no snapshot must not cost another job its base.
+    """
+    newest: dict[str, str] = {}
     for point in points:
         for disk in point.record.disks:
-            newest[disk.vdi_uuid] = disk.snapshot_uuid or disk.base_snapshot
-    return {uuid for uuid in newest.values() if uuid}
+            if uuid := disk.snapshot_uuid or disk.base_snapshot:
+                newest[disk.vdi_uuid] = uuid
+    return set(newest.values())
 
 
 def settle(found: Base | NoBase, mode: str, no_cbt: str | None) -> Base | NoBase:

@@ -214,3 +214,29 @@ async def test_a_disk_that_somebody_attaches_while_the_run_goes_on_stays(tmp_pat
         here.simulator.faults.take_call = attach  # type: ignore[method-assign]
         assert (await here.run(web(here))).exit_code == 0
         assert database.exists("VDI", vdi)
+
+
+async def test_a_job_that_keeps_no_snapshot_does_not_cost_another_one_its_base(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [4 * MiB])
+        (vdi,) = here.simulator.vdis_of(vm)
+        fill_some(here, [vdi])
+        keeps = here.job(name="keeps")
+        keeps_none = here.job('[backup]\nkeep-snapshot = "none"\n', name="keeps-none")
+        modes = []
+        for job in (keeps, keeps_none, keeps, keeps_none, keeps_none, keeps):
+            assert (await here.run(job)).exit_code == 0
+            modes += [plan.mode for plan in here.planned()]
+            assert len(here.snapshots()) == 1
+            assert await here.restored(here.store.points()[-1]) == [here.content(vdi)]
+            here.simulator.guest(vdi).scatter(2, 4096)
+        assert modes == ["full", *["incremental"] * 5]
+
+
+async def test_a_job_that_keeps_none_any_more_removes_what_it_has_kept(tmp_path: Path):
+    async with site(tmp_path) as here:
+        here.simulator.make_vm("web", [4 * MiB])
+        assert (await here.run()).exit_code == 0
+        assert (await here.run(here.job('[backup]\nkeep-snapshot = "none"\n'))).exit_code == 0
+        assert [plan.mode for plan in here.planned()] == ["incremental"]
+        assert here.snapshots() == []
