@@ -13,12 +13,14 @@ import msgspec
 from mover.backup import cbt, metadata, snapshot, xva
 from mover.backup.base import bases
 from mover.backup.copy import LiveDisk
+from mover.backup.drives import as_it_is_now
 from mover.backup.guard import staying
 from mover.backup.health import require_fit_storage
 from mover.backup.hooks import around_snapshot
 from mover.backup.memory import copy_memory
 from mover.backup.records import read_records
 from mover.backup.session import Session
+from mover.errors import PoolError
 from mover.events import Note
 from mover.history import samples
 from mover.job import SelectedVm
@@ -43,6 +45,7 @@ async def back_up_vm(session: Session, vm: SelectedVm, committed: Committed, *, 
     # Nothing is done to a VM for a store that takes no more.
     session.writer.require_working()
     async with staying(session, vm):
+        session, vm = await as_it_is_now(session, vm)
         return await _back_up(session, vm, committed, keep_base=keep_base)
 
 
@@ -199,14 +202,22 @@ async def _export_ova_xml(
 
 
 def _snapshotted(session: Session, vm: SelectedVm, taken: snapshot.Snapshot) -> list[LiveDisk]:
-    """The selected disks with their snapshots."""
+    """The selected disks with their snapshots. Raises `PoolError` if one has none: a point without it is no backup."""
     disks: list[LiveDisk] = []
     for disk in vm.disks:
         of = taken.of(disk.vdi)
         if of is None:
-            _warn(session, vm, f"{disk.name} has no snapshot and is not part of this backup", disk.position)
-            continue
+            raise PoolError(
+                f"{vm.name}, disk {disk.position} ({disk.name}): the VM's snapshot has none of this disk",
+                "the VM lost or changed it in the moment of its snapshot: run the job again",
+            )
         disks.append(LiveDisk(disk.position, disk.name, disk.vdi, disk.vdi_uuid, of))
+    chosen = {disk.vdi for disk in (*vm.disks, *vm.excluded_disks)}
+    for new in (disk for disk in taken.disks if disk.live not in chosen):
+        message = f"the VM's snapshot has one of a disk that the VM had not when the disks were chosen ({new.uuid})"
+        if not disks:
+            raise PoolError(f"{vm.name}: {message}, and of no other", "run the job again")
+        _warn(session, vm, f"{message}: that disk is not part of this backup")
     return disks
 
 

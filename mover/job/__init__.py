@@ -14,7 +14,7 @@ from mover.job.model import (
     StoreSection,
 )
 from mover.job.secrets import read_secret
-from mover.job.select import Records, SelectedDisk, SelectedVm, select_vms
+from mover.job.select import Records, SelectedDisk, SelectedVm, disks_of, select_vms
 
 __all__ = [
     "BackupSection",
@@ -30,6 +30,7 @@ __all__ = [
     "SelectedVm",
     "SelectorSection",
     "StoreSection",
+    "disks_of",
     "load_job",
     "parse_job",
     "read_secret",

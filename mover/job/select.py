@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -28,7 +28,7 @@ class SelectedDisk:
 
 @dataclass(frozen=True)
 class SelectedVm:
-    """A VM to back up, how, and its disks, in order of position."""
+    """A VM to back up, how, and its disks, in order of position; `exclude_disks` are the rules for those left out."""
 
     ref: str
     uuid: str
@@ -36,6 +36,7 @@ class SelectedVm:
     backup: BackupSection
     disks: tuple[SelectedDisk, ...]
     excluded_disks: tuple[SelectedDisk, ...]
+    exclude_disks: tuple[str, ...]
 
 
 def select_vms(job: Job, vms: Records, vbds: Records, vdis: Records) -> list[SelectedVm]:
@@ -52,21 +53,17 @@ def select_vms(job: Job, vms: Records, vbds: Records, vdis: Records) -> list[Sel
             continue
         matching = [selector for selector in job.vms if _matches(selector, vm)]
         if matching:
-            disks = _disks(vm, vbds, vdis)
-            left_out = {
-                disk.position
-                for disk in disks
-                for selector in matching
-                if _disk_excluded(selector.exclude_disks, disk, vdis[disk.vdi])
-            }
+            rules = tuple(rule for selector in matching for rule in selector.exclude_disks)
+            disks, excluded = disks_of(vm["VBDs"], vbds, vdis, rules)
             selected.append(
                 SelectedVm(
                     ref=ref,
                     uuid=vm["uuid"],
                     name=vm["name_label"],
                     backup=_settings(job.backup, matching),
-                    disks=tuple(disk for disk in disks if disk.position not in left_out),
-                    excluded_disks=tuple(disk for disk in disks if disk.position in left_out),
+                    disks=disks,
+                    excluded_disks=excluded,
+                    exclude_disks=rules,
                 )
             )
     return sorted(selected, key=lambda vm: (vm.name, vm.uuid))
@@ -102,9 +99,18 @@ def _settings(defaults: BackupSection, matching: list[SelectorSection]) -> Backu
     return dataclasses.replace(defaults, **given)
 
 
-def _disks(vm: Record, vbds: Records, vdis: Records) -> list[SelectedDisk]:
+def disks_of(
+    drives: Sequence[str], vbds: Records, vdis: Records, rules: Sequence[str]
+) -> tuple[tuple[SelectedDisk, ...], tuple[SelectedDisk, ...]]:
+    """The disks in the `drives` of a VM (refs of its VBDs) by position: those to back up, and those `rules` exclude."""
+    disks = _disks(drives, vbds, vdis)
+    excluded = tuple(disk for disk in disks if _disk_excluded(rules, disk, vdis[disk.vdi]))
+    return tuple(disk for disk in disks if disk not in excluded), excluded
+
+
+def _disks(drives: Sequence[str], vbds: Records, vdis: Records) -> list[SelectedDisk]:
     disks: list[SelectedDisk] = []
-    for ref in vm["VBDs"]:
+    for ref in drives:
         vbd = vbds.get(ref)
         vdi = vdis.get(vbd["VDI"]) if vbd else None
         if vbd is None or vdi is None or vbd["type"] != "Disk" or vbd["empty"]:
@@ -122,7 +128,7 @@ def _disks(vm: Record, vbds: Records, vdis: Records) -> list[SelectedDisk]:
     return sorted(disks, key=lambda disk: (len(disk.position), disk.position))
 
 
-def _disk_excluded(rules: tuple[str, ...], disk: SelectedDisk, vdi: Record) -> bool:
+def _disk_excluded(rules: Sequence[str], disk: SelectedDisk, vdi: Record) -> bool:
     return any(
         rule in (disk.position, disk.vdi_uuid) or rule in vdi.get("tags", ()) or _is_named(disk.name, rule)
         for rule in rules
