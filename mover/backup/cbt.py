@@ -8,10 +8,9 @@ from typing import NamedTuple
 from mover.backup import snapshot
 from mover.backup.base import Base, NoBase, find_base, settle
 from mover.backup.copy import LiveDisk
-from mover.backup.disk import back_up_disk
+from mover.backup.disk import back_up_disk, refuse_full
 from mover.backup.session import Session
 from mover.backup.tags import Owner
-from mover.errors import NoIncrementalError
 from mover.events import Note
 from mover.job import SelectedVm
 from mover.store import PartialVm, Point, PointDisk
@@ -119,12 +118,3 @@ async def _base(
     if isinstance(base, NoBase):
         refuse_full(vm, disk, base)
     return base
-
-
-def refuse_full(vm: SelectedVm, disk: LiveDisk, why: NoBase) -> None:
-    """Raise `NoIncrementalError` if the job allows incrementals only."""
-    if vm.backup.mode == "incremental":
-        raise NoIncrementalError(
-            f"{vm.name}, disk {disk.position} ({disk.name}): the job allows incrementals only, and {why.reason}",
-            'run it with --full, or set mode = "auto"',
-        )

@@ -12,6 +12,7 @@ from mover.backup.base import NO_NBD, Base, NoBase, changed_extents
 from mover.backup.copy import DiskCopy, LiveDisk, Plan, new_tree
 from mover.backup.session import Session
 from mover.backup.unfinished import as_begun
+from mover.errors import NoIncrementalError
 from mover.events import Note, Retry
 from mover.failure import as_mover_error
 from mover.job import SelectedVm
@@ -51,7 +52,7 @@ async def back_up_disk(
     try:
         async with session.disks:
             endpoints = await nbd_places(session, disk)
-            plan = await _plan(session, vm.uuid, disk, base, endpoints, full_read)
+            plan = await _plan(session, vm, disk, base, endpoints, full_read)
             over_nbd = plan.mode == "incremental" or (full_read == "nbd" and bool(endpoints))
             sample = vm.backup.cbt_audit if plan.mode == "incremental" else 0
             read = 0
@@ -76,7 +77,10 @@ async def back_up_disk(
 async def _audited(
     session: Session, vm: str, disk: LiveDisk, plan: Plan, source: Source, sample: int
 ) -> tuple[Plan, int]:
-    """`plan`, or that of a full if CBT has missed something, and how many bytes it took to find out."""
+    """`plan`, or that of a full if CBT has missed something, and how many bytes it took to find out.
+
+    Also of a job that allows incrementals only: it has asked for the audit, and no incremental would be true.
+    """
     if plan.base is None:
         return plan, 0
     found = await audit(session, source, plan.base, plan.extents, disk.snapshot.size, sample)
@@ -108,9 +112,19 @@ async def nbd_places(session: Session, disk: LiveDisk) -> Sequence[Endpoint]:
         return []
 
 
+def refuse_full(vm: SelectedVm, disk: LiveDisk, why: NoBase) -> None:
+    """Raise `NoIncrementalError` if the job allows incrementals only."""
+    if vm.backup.mode == "incremental":
+        raise NoIncrementalError(
+            f"{vm.name}, disk {disk.position} ({disk.name}): the job allows incrementals only, and {why.reason}",
+            'run it with --full, or set mode = "auto"',
+        )
+
+
 async def _plan(
-    session: Session, vm: str, disk: LiveDisk, base: Base | NoBase, endpoints: Sequence[Endpoint], full_read: str
+    session: Session, vm: SelectedVm, disk: LiveDisk, base: Base | NoBase, endpoints: Sequence[Endpoint], full_read: str
 ) -> Plan:
+    """How to read a disk. Raises `NoIncrementalError`: that a base is of no use turns out only here."""
     size = disk.snapshot.size
     if isinstance(base, Base) and not endpoints:
         base = NoBase(NO_NBD, base.disk)
@@ -120,20 +134,21 @@ async def _plan(
             extents = align(changed, session.store.chunk_size, size)
             return Plan("incremental", extents, base=base.disk, last=base.disk)
         base = changed
+    refuse_full(vm, disk, base)
     whole = [Extent(0, size)] if size else []
     if full_read == "raw" or not endpoints:
         if full_read != "raw":
             session.emit(
                 Note(
                     level="warning",
-                    vm=vm,
+                    vm=vm.uuid,
                     disk=disk.position,
                     message="no network of the pool has the purpose nbd: reading over HTTP instead. To change that: "
                     "xe network-param-add param-name=purpose param-key=nbd uuid=<network-uuid>",
                 )
             )
         return Plan("full", whole, base.reason, last=base.last)
-    extents = align(await _allocated(session, vm, disk), session.store.chunk_size, size)
+    extents = align(await _allocated(session, vm.uuid, disk), session.store.chunk_size, size)
     return Plan("full", extents, base.reason, last=base.last)
 
 

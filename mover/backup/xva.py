@@ -12,9 +12,8 @@ from typing import Literal, cast
 import msgspec
 
 from mover.backup.base import Base, NoBase, find_base, settle
-from mover.backup.cbt import refuse_full
 from mover.backup.copy import DiskCopy, LiveDisk, Plan
-from mover.backup.disk import back_up_disk, nbd_places
+from mover.backup.disk import back_up_disk, nbd_places, refuse_full
 from mover.backup.session import Session
 from mover.backup.snapshot import Snapshot
 from mover.events import Note

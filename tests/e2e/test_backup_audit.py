@@ -46,6 +46,16 @@ async def test_what_cbt_forgets_is_found_and_makes_a_full(tmp_path: Path):
         assert here.planned()[0].mode == "incremental"
 
 
+async def test_what_the_audit_finds_makes_a_full_of_a_job_that_allows_incrementals_only(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vdi = await a_full_and_changes(here)
+        here.simulator.faults.arm(CbtFault(missing=2))
+        job = here.job(f'[backup]\ncbt-audit = {SIZE // GRANULE}\nmode = "incremental"\n')
+        assert (await here.run(job)).exit_code == 0
+        assert [(plan.mode, plan.reason) for plan in here.planned()] == [("full", UNTRUE)]
+        assert await here.restored(here.store.points()[-1]) == [here.content(vdi)]
+
+
 async def test_without_the_audit_it_would_be_lost(tmp_path: Path):
     """Else the test above would show nothing."""
     async with site(tmp_path) as here:

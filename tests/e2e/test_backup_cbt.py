@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mover.events import RunFinished, VmFinished
 from mover.job import parse_job
 from mover.restore.files import restore_to_files
 from mover.simulator import XCP_NG_8_2, XENSERVER_7_1, XENSERVER_7_6, Options, Release
@@ -226,6 +227,36 @@ async def test_a_job_that_allows_incrementals_only_fails_without_a_base(tmp_path
         assert result.exit_code == 22
         assert here.store.points() == []
         assert here.snapshots() == []
+
+
+async def shrunk(here, vm, vdi):
+    """No pool does that to a disk."""
+    database = here.simulator.pool.database
+    database.update("VDI", database.by_uuid("VDI", vdi), virtual_size=2 * MiB)
+
+
+async def without_nbd(here, vm, vdi):
+    for ref in here.simulator.pool.database.refs("network"):
+        here.simulator.pool.database.update("network", ref, purpose=[])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"), [(broken_chain, "SR_BACKEND_FAILURE_460"), (shrunk, "shrank"), (without_nbd, "purpose nbd")]
+)
+async def test_a_job_that_allows_incrementals_only_fails_where_the_base_is_of_no_use(tmp_path: Path, harm, words: str):
+    async with site(tmp_path) as here:
+        vm = here.simulator.make_vm("web", [4 * MiB])
+        (vdi,) = here.simulator.vdis_of(vm)
+        assert (await here.run()).exit_code == 0
+        before = here.snapshots()
+        await harm(here, vm, vdi)
+        result = await here.run(here.job('[backup]\nmode = "incremental"\n'))
+        assert result.exit_code == 22
+        assert here.planned() == []
+        (failed,) = [event for event in here.events if isinstance(event, VmFinished)]
+        assert words in (failed.error or "")
+        assert len(here.store.points()) == 1
+        assert here.snapshots() == before, "the base that there is stays"
 
 
 async def test_excluded_disks_are_not_snapshotted_read_or_stored(tmp_path: Path):
