@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from mover.backup.guard import release_left
 from mover.backup.records import PoolRecords, read_records
@@ -65,12 +66,17 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 if all is well; the failure's own if there is one VM or all failed alike; 3 if some are safe."""
-        failures = {result.exit_code for result in self.vms if result.outcome != "done"}
+        """0 if all is well; 3 if some VMs are safe; if none is, the first failure's own."""
+        failures = [result.exit_code for result in self.vms if result.outcome != "done"]
         if not failures:
             return 0
-        all_failed = all(result.outcome != "done" for result in self.vms)
-        return failures.pop() if all_failed and len(failures) == 1 else 3
+        return 3 if len(failures) < len(self.vms) else failures[0]
+
+    @property
+    def outcome(self) -> Literal["done", "partial", "failed"]:
+        """Of the run as a whole."""
+        done = {result.outcome == "done" for result in self.vms}
+        return "partial" if len(done) == 2 else "failed" if False in done else "done"
 
 
 async def run_job(
@@ -104,7 +110,7 @@ async def run_job(
     totals(
         RunFinished(
             run=run,
-            outcome="done" if result.exit_code == 0 else "partial" if result.exit_code == 3 else "failed",
+            outcome=result.outcome,
             exit_code=result.exit_code,
             seconds=time.monotonic() - started,
             read=totals.read,

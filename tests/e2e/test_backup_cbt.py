@@ -301,6 +301,22 @@ async def test_one_vms_failure_does_not_stop_the_others(tmp_path: Path):
         assert again.exit_code == 0
 
 
+async def test_a_run_of_which_no_vm_is_safe_has_failed_with_the_first_failures_code(tmp_path: Path):
+    async with site(tmp_path) as here:
+        a, b = (here.simulator.make_vm(name, [MiB]) for name in ("a", "b"))
+        database = here.simulator.pool.database
+        database.update("VM", a, current_operations={"task": "pool_migrate"})
+        database.update("VM", b, blocked_operations={"snapshot": "no"})
+        result = await here.run()
+        assert [vm.exit_code for vm in result.vms] == [26, 23]
+        (ended,) = [event for event in here.events if isinstance(event, RunFinished)]
+        assert (result.exit_code, ended.exit_code, ended.outcome) == (26, 26, "failed")
+        database.update("VM", a, current_operations={})
+        result = await here.run()
+        (ended,) = [event for event in here.events if isinstance(event, RunFinished)]
+        assert (result.exit_code, ended.exit_code, ended.outcome) == (3, 3, "partial")
+
+
 async def test_a_second_run_of_a_job_ends_at_once(tmp_path: Path):
     from mover.errors import BusyError
     from mover.lock import run_lock
