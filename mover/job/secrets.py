@@ -50,8 +50,11 @@ def _from_command(what: str, command: Sequence[str]) -> str:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMMAND_TIMEOUT, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SecretError(f"{what}: the command {command[0]} failed: {error}") from error
+    except OSError as error:
+        raise SecretError(f"{what}: the command {command[0]} cannot be run: {error.strerror}") from error
+    except subprocess.TimeoutExpired:
+        # The exception names all arguments of the command, and those may be secret: it must not be shown as the cause.
+        raise SecretError(f"{what}: the command {command[0]} did not end within {_COMMAND_TIMEOUT:g} s") from None
     if done.returncode != 0:
         raise SecretError(f"{what}: the command {command[0]} ended with exit code {done.returncode}")
     return _decoded(what, done.stdout[:_LIMIT])

@@ -1,9 +1,11 @@
 """Secrets from files, variables and commands."""
 
+import traceback
+
 import pytest
 
 from mover.errors import SecretError
-from mover.job import read_secret
+from mover.job import read_secret, secrets
 
 
 def read(**source: object) -> str:
@@ -65,6 +67,15 @@ def test_variable_and_command(monkeypatch):
 def test_what_cannot_be_read_is_an_error_not_an_empty_secret(source):
     with pytest.raises(SecretError):
         read(**source)
+
+
+def test_a_command_that_takes_too_long_is_named_without_its_arguments(monkeypatch):
+    monkeypatch.setattr(secrets, "_COMMAND_TIMEOUT", 0.2)
+    command = ("sh", "-c", "exec sleep 60", "hunter2")
+    with pytest.raises(SecretError) as caught:
+        read(command=command)
+    assert str(caught.value) == "the password: the command sh did not end within 0.2 s"
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_secrets_do_not_show_themselves():
