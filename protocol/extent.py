@@ -49,19 +49,22 @@ def intersect(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:
     return common
 
 
-def complement(extents: Sequence[Extent], size: int) -> list[Extent]:
+def gaps(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
     """The bytes of a disk of `size` bytes that are in none of `extents`."""
-    gaps: list[Extent] = []
     position = 0
     for extent in extents:
-        if extent.offset > position:
-            gaps.append(Extent(position, min(extent.offset, size) - position))
-        position = max(position, extent.end)
         if position >= size:
             break
+        if extent.offset > position:
+            yield Extent(position, min(extent.offset, size) - position)
+        position = max(position, extent.end)
     if position < size:
-        gaps.append(Extent(position, size - position))
-    return gaps
+        yield Extent(position, size - position)
+
+
+def complement(extents: Iterable[Extent], size: int) -> list[Extent]:
+    """The same as a list."""
+    return list(gaps(extents, size))
 
 
 def subtract(left: Sequence[Extent], right: Sequence[Extent]) -> list[Extent]:

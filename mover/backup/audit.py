@@ -7,9 +7,7 @@ that touches the share `p` of a disk with probability 1 - (1 - p)^n: 300 chunks 
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from mover.backup.session import Session
@@ -17,7 +15,7 @@ from mover.source import Source, Take
 from mover.store import PointDisk
 from mover.units import format_size
 from protocol.block import Block
-from protocol.extent import Extent, complement, merge
+from protocol.extent import Extent, gaps, merge
 
 UNTRUE = "CBT called parts unchanged that have changed, so all of it is read"
 
@@ -48,7 +46,7 @@ async def audit(
     `source` reads the snapshot of `size` bytes whose changes since `base` those are. Raises `ProtocolError`,
     `StoreDamagedError`.
     """
-    sample = pick(complement(changed, min(size, base.size)), session.store.chunk_size, chunks)
+    sample = pick(lambda: gaps(changed, min(size, base.size)), session.store.chunk_size, chunks)
     disk = session.store.disk(base.root, base.size)
     missed: list[Extent] = []
 
@@ -63,14 +61,21 @@ async def audit(
     return Audit(len(sample), merge(missed), read)
 
 
-def pick(extents: Sequence[Extent], chunk: int, number: int) -> list[Extent]:
-    """Up to `number` different chunks of `chunk` bytes of what `extents` (whole chunks) hold, at random, in order."""
-    ends = list(accumulate(-(-extent.length // chunk) for extent in extents))
-    count = ends[-1] if ends else 0
+def pick(extents: Callable[[], Iterable[Extent]], chunk: int, number: int) -> list[Extent]:
+    """Up to `number` different chunks of `chunk` bytes of what `extents` (whole chunks) hold, at random, in order.
+
+    There may be too many extents for a list of them, so `extents` is asked for them twice.
+    """
+    count = sum(-(-extent.length // chunk) for extent in extents())
+    places = iter(sorted(random.sample(range(count), min(number, count))))
     chosen: list[Extent] = []
-    for place in sorted(random.sample(range(count), min(number, count))):
-        which = bisect_right(ends, place)
-        within = extents[which]
-        start = within.offset + (place - (ends[which - 1] if which else 0)) * chunk
-        chosen.append(Extent(start, min(chunk, within.end - start)))
+    before = 0
+    place = next(places, None)
+    for extent in extents():
+        after = before - (-extent.length // chunk)
+        while place is not None and place < after:
+            start = extent.offset + (place - before) * chunk
+            chosen.append(Extent(start, min(chunk, extent.end - start)))
+            place = next(places, None)
+        before = after
     return chosen

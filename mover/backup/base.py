@@ -113,15 +113,15 @@ def settle(found: Base | NoBase, mode: str, no_cbt: str | None) -> Base | NoBase
     return NoBase(no_cbt, found.disk) if no_cbt else found
 
 
-async def changed_extents(pool: Pool, base: Base, snapshot: SnapshotDisk) -> list[Extent] | NoBase:
-    """What CBT says has changed between the base and `snapshot`, or why it cannot say."""
+async def changed_extents(pool: Pool, base: Base, snapshot: SnapshotDisk, chunk_size: int) -> Sequence[Extent] | NoBase:
+    """The chunks that CBT says have changed between the base and `snapshot`, or why it cannot say."""
     if not snapshot.cbt:
         return NoBase("CBT is off on this disk", base.disk)
     if snapshot.size < base.disk.size:
         return NoBase(f"the disk shrank from {base.disk.size} to {snapshot.size} bytes", base.disk)
     try:
         bitmap = await pool.run("VDI.list_changed_blocks", base.snapshot, snapshot.ref)
-        return cbt.changed_extents(base64.b64decode(bitmap, validate=True), base.disk.size, snapshot.size)
+        return cbt.changed_extents(base64.b64decode(bitmap, validate=True), base.disk.size, snapshot.size, chunk_size)
     except XapiError as error:
         return NoBase(f"the pool cannot list changed blocks: {error}", base.disk)
     except (FormatError, ValueError) as error:

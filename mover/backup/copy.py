@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +31,7 @@ class Plan:
     """How a disk is read. `base` is the state that unread parts are taken from, `last` what to compare with."""
 
     mode: Literal["full", "incremental"]
-    extents: list[Extent]
+    extents: Sequence[Extent]
     reason: str | None = None
     base: PointDisk | None = None
     last: PointDisk | None = None

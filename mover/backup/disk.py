@@ -129,10 +129,9 @@ async def _plan(
     if isinstance(base, Base) and not endpoints:
         base = NoBase(NO_NBD, base.disk)
     if isinstance(base, Base):
-        changed = await changed_extents(session.pool, base, disk.snapshot)
+        changed = await changed_extents(session.pool, base, disk.snapshot, session.store.chunk_size)
         if not isinstance(changed, NoBase):
-            extents = align(changed, session.store.chunk_size, size)
-            return Plan("incremental", extents, base=base.disk, last=base.disk)
+            return Plan("incremental", changed, base=base.disk, last=base.disk)
         base = changed
     refuse_full(vm, disk, base)
     whole = [Extent(0, size)] if size else []

@@ -17,7 +17,7 @@ from mover.job.select import Records
 from mover.store import Point
 from mover.units import format_size
 from protocol.errors import XapiError
-from protocol.extent import align, total
+from protocol.extent import total
 from protocol.nbd import Endpoint
 from protocol.xapi import Pool, nbd_endpoints
 
@@ -98,11 +98,11 @@ async def outlook(
             to_read, estimate = _guess(points, disk.vdi_uuid, "incremental")
             estimate += "; what has changed is not told while the disk is attached"
         else:
-            changed = await changed_extents(pool, base, snapshot)
+            changed = await changed_extents(pool, base, snapshot, chunk_size)
             if isinstance(changed, NoBase):
                 base = changed
             else:
-                to_read, estimate = total(align(changed, chunk_size, disk.size)), "changed since the base, by CBT"
+                to_read, estimate = total(changed), "changed since the base, by CBT"
     over_nbd = bool(endpoints) and (isinstance(base, Base) or vm.backup.full_read == "nbd")
     if isinstance(base, NoBase):
         to_read, estimate = _full(points, disk, over_nbd=over_nbd)

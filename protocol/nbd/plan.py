@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from threading import Lock
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from protocol.extent import Extent
 MiB = 1 << 20
 # So many short requests are asked for together at most: enough for what comes with them to cost little beside them.
 TOGETHER = 16
+_NEAR = 64  # so many extents, or some more, are at hand: the others may be made only when it is their turn
 _SECTOR = 512  # xapi-nbd refuses what is not aligned to it (nbd lib/server.ml)
 
 
@@ -148,29 +150,29 @@ class Planner:
     def __init__(self, extents: Sequence[Extent], size: int, *, limit: int = 2 * MiB, merge: bool = True) -> None:
         if limit < _SECTOR or limit & (limit - 1):
             raise ValueError(f"the longest request must be a power of two from {_SECTOR} up, not {limit}")
-        self._extents = extents
+        self._rest = iter(extents)
+        self._near = list(islice(self._rest, _NEAR))  # the next ones: only empty if none is left
+        self._left = len(extents)
+        self._end = extents[-1].end if extents else 0
         self._size = size
         self._limit = limit
         self._merge = merge
         self._unit = max(_SECTOR, min(_alignment(extents), limit))
-        self._index = 0
         self._position = 0
         self._returned: list[Request] = []
 
     @property
     def exhausted(self) -> bool:
         """Whether `next` has nothing to give (for now: requests may come back)."""
-        return not self._returned and self._index >= len(self._extents)
+        return not self._returned and not self._near
 
     @property
     def left(self) -> int:
         """About how many requests are left: no more than there are extents, or stretches of `limit` bytes."""
-        extents = len(self._extents) - self._index
-        if not extents:
+        if not self._near:
             return len(self._returned)
-        stretch = self._extents[-1].end - max(self._extents[self._index].offset, self._position)
-        stretches = -(-stretch // self._limit)
-        return len(self._returned) + (stretches if extents == 1 else min(stretches, extents))
+        stretches = -(-(self._end - max(self._near[0].offset, self._position)) // self._limit)
+        return len(self._returned) + (stretches if self._left == 1 else min(stretches, self._left))
 
     def give_back(self, request: Request) -> None:
         """A request that failed: somebody else gets it."""
@@ -187,24 +189,34 @@ class Planner:
         requests: list[Request] = []
         room = self._limit
         most = min(share, TOGETHER) if observed.prompt else 1
-        while len(requests) < max(1, most) and self._index < len(self._extents):
-            request, index, position = self._ahead(observed)
+        while len(requests) < max(1, most) and self._near:
+            request, taken, position = self._ahead(observed)
             if request.length > room:
                 break
             requests.append(request)
             room -= request.length
-            self._index, self._position = index, position
+            self._position = position
+            if taken == len(self._near):
+                self._look_further()
+            del self._near[:taken]
+            self._left -= taken
         return tuple(requests)
 
+    def _look_further(self) -> bool:
+        """Have some more extents at hand; False if there are none."""
+        more = list(islice(self._rest, _NEAR))
+        self._near += more
+        return bool(more)
+
     def _ahead(self, observed: Observed) -> tuple[Request, int, int]:
-        """The request that comes next, and where the plan goes on after it."""
+        """The request that comes next, how many extents it completes, and where the plan goes on after it."""
         gap = observed.gap if self._merge else 0
-        index, position = self._index, self._position
-        start = max(self._extents[index].offset, position) // _SECTOR * _SECTOR
+        near, index, position = self._near, 0, self._position
+        start = max(near[0].offset, position) // _SECTOR * _SECTOR
         bound = (start + self._limit) // self._unit * self._unit
         wanted: list[Extent] = []
-        while index < len(self._extents):
-            extent = self._extents[index]
+        while index < len(near) or self._look_further():
+            extent = near[index]
             offset = max(extent.offset, position)
             if offset >= bound or (wanted and offset > wanted[-1].end + gap):
                 break

@@ -98,7 +98,7 @@ async def test_a_disk_without_changes_and_one_that_has_grown_are_audited(tmp_pat
 @pytest.mark.parametrize("number", [0, 1, 5, 11, 50])
 def test_a_sample_is_of_different_whole_chunks_of_what_there_is(number: int):
     extents = [Extent(0, 4 * GRANULE), Extent(6 * GRANULE, GRANULE), Extent(10 * GRANULE, 6 * GRANULE - 512)]
-    chosen = pick(extents, GRANULE, number)
+    chosen = pick(lambda: extents, GRANULE, number)
     assert len(set(chosen)) == len(chosen) == min(number, 11)
     assert chosen == sorted(chosen)
     inside = {Extent(e.offset + at, min(GRANULE, e.length - at)) for e in extents for at in range(0, e.length, GRANULE)}
