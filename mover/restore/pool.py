@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mover.backup.metadata import decode
+from mover.backup.metadata import VmMetadata, decode
 from mover.events import Emit, Note
 from mover.failure import naming
 from mover.restore.create import create_vm
@@ -49,8 +49,7 @@ async def _restore(
     plan = await plan_restore(point, saved, pool, options)
     _tell_of_twin(plan, point, emit)
     via = options.via or _usual(point, plan)
-    if plan.memory is not None and (via != "api" or options.template):
-        why = "a template has none" if options.template else f"the way {via} cannot carry it; --via api does"
+    if plan.memory is not None and (why := _no_memory(saved, via, options)):
         emit(Note(level="warning", vm=point.record.vm_uuid, message=f"the VM's memory is not restored: {why}"))
         plan = replace(plan, memory=None)
     async with undone_on_failure(pool, emit, keep=options.keep_partial) as made:
@@ -61,6 +60,18 @@ async def _restore(
         vdis = await disks_by_position(pool, vm)
         await finish(pool, saved, plan, vm, vdis, emit, template=options.template)
     return RestoredVm(vm, await pool.call("VM.get_uuid", vm), plan.name, vdis)
+
+
+def _no_memory(saved: VmMetadata, via: Via, options: RestoreOptions) -> str:
+    """Why the VM's memory cannot come back; empty if it can."""
+    if options.template:
+        return "a template has none"
+    if via != "api":
+        return f"the way {via} cannot carry it; --via api does"
+    if saved.vtpms:
+        # VTPM.create wants it halted (xen-api ocaml/xapi/xapi_vtpm.ml), and a VM is suspended from the start or never.
+        return "the VM has a TPM, which the pool gives to no VM that is suspended"
+    return ""
 
 
 def _tell_of_twin(plan: Plan, point: Point, emit: Emit) -> None:

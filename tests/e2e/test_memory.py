@@ -135,6 +135,17 @@ async def test_a_way_back_that_cannot_carry_memory_says_so(tmp_path: Path, optio
         assert images(here) == []
 
 
+async def test_a_vm_with_a_tpm_comes_back_without_its_memory(tmp_path: Path):
+    async with site(tmp_path) as here:
+        vm = a_vm(here)
+        here.simulator.pool.database.create("VTPM", {"VM": vm, "is_unique": False})
+        assert (await here.run(with_memory(here))).exit_code == 0
+        record, said = await restored(here)
+        assert record["power_state"] == "Halted" and len(record["VTPMs"]) == 1
+        assert any("the VM's memory is not restored: the VM has a TPM" in one for one in said)
+        assert images(here) == []
+
+
 async def test_disks_alone_can_be_chosen(tmp_path: Path):
     async with site(tmp_path) as here:
         a_vm(here)
