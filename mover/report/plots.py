@@ -36,7 +36,7 @@ def require_matplotlib() -> None:
         _library("matplotlib")
     except ImportError as error:
         missing = "the plots of a report need matplotlib, which is not installed"
-        raise UsageError(missing, "install the Python package matplotlib beside mover; `./dev setup` does") from error
+        raise UsageError(missing, "install matplotlib beside mover: `./dev setup` does") from error
 
 
 def _library(name: str) -> Any:

@@ -155,5 +155,5 @@ def test_without_matplotlib_the_command_to_install_it(tmp_path: Path):
     path = f"{stub.parent}:{os.environ.get('PYTHONPATH', '')}"
     done = report(tmp_path / "store", "--html", tmp_path / "page.html", PYTHONPATH=path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1] == "hint: install the Python package matplotlib beside mover; `./dev setup` does"
+    assert done.stderr.splitlines()[-1] == "hint: install matplotlib beside mover: `./dev setup` does"
     assert not (tmp_path / "page.html").exists()
