@@ -130,7 +130,14 @@ def _service(
 
 
 def _confinement(job: Job, writable: Sequence[Path], *, system: bool) -> str:
-    if job.hooks.pre_snapshot or job.hooks.post_snapshot or job.pool.password_command or job.store.passphrase_command:
+    commands = (
+        job.hooks.pre_snapshot,
+        job.hooks.post_snapshot,
+        job.pool.password_command,
+        job.store.passphrase_command,
+        job.store.secret_access_key_command,
+    )
+    if any(commands):
         return "# Not confined: nobody but you knows what the job's own commands need.\n"
     if not system:
         return _CONFINED_USER

@@ -66,11 +66,18 @@ def _written_to(job: Job) -> list[Path]:
     if store is not None:
         wanted.append(store)
     else:
+        wanted.append(Path("/var/tmp"))  # where large objects are gathered before they are sent
+    if store is None or _encrypted(job):
         wanted.append(Path(cache_directory()))
     for file in (job.report.log, job.report.prometheus):
         if file is not None:
             wanted.append(Path(file.replace("{job}", job.name)).absolute().parent)
     return sorted({existing(folder) for folder in wanted})
+
+
+def _encrypted(job: Job) -> bool:
+    """Whether the job says that its store is encrypted: the index of such a one is mapped from copies, too."""
+    return bool(job.store.passphrase_file or job.store.passphrase_env or job.store.passphrase_command)
 
 
 def _write(made: list[Unit], folder: Path) -> None:

@@ -49,7 +49,7 @@ def job_text(folder: Path, more: str = "", password: str = 'password-file = "/et
     return JOB.format(folder=folder, more=more, password=password)
 
 
-def made(folder: Path, text: str, *options: str) -> list[Path]:
+def made(folder: Path, text: str, *options: str, **environment: str) -> list[Path]:
     """Run the command; the files it wrote."""
     (folder / "a job.toml").write_text(text)
     done = fork_server.run(
@@ -58,6 +58,7 @@ def made(folder: Path, text: str, *options: str) -> list[Path]:
         text=True,
         timeout=60,
         check=False,
+        env=os.environ | environment,
     )
     assert done.returncode == 0, done.stderr
     assert "daemon-reload" in done.stderr
@@ -144,6 +145,51 @@ def test_the_only_places_that_a_run_writes_to_are_writable(tmp_path: Path):
     writable = re.findall(r"^ReadWritePaths=(.*)$", service.read_text(), re.MULTILINE)
     assert {str(tmp_path), str(tmp_path / "log"), "/tmp"} <= {*writable, "/tmp"}
     assert all(Path(path).is_dir() for path in writable)
+
+
+@pytest.mark.parametrize(
+    ("store", "more"),
+    [
+        ('url = "file://{folder}/store"', set()),
+        ('url = "file://{folder}/store"\npassphrase-file = "/etc/mover/passphrase"', {"cache/mover"}),
+        ('url = "file://{folder}/store"\npassphrase-env = "PASSPHRASE"', {"cache/mover"}),
+        ('url = "s3://bucket/prefix"', {"cache/mover", "/var/tmp"}),
+    ],
+    ids=["folder", "encrypted", "encrypted by a variable", "s3"],
+)
+def test_the_cache_and_what_is_gathered_have_a_place(tmp_path: Path, store: str, more: set[str]):
+    """The index of an encrypted store is mapped from copies, and large objects for a bucket are gathered in a file."""
+    for folder in ("state", "cache/mover", "store", "tmp"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = job_text(tmp_path).replace(f'url = "file://{tmp_path}/store"', store.format(folder=tmp_path))
+    (service, *_) = made(
+        tmp_path,
+        'name = "night"\n' + text,
+        MOVER_STATE=str(tmp_path / "state"),
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+        TMPDIR=str(tmp_path / "tmp"),
+    )
+    writable = set(re.findall(r"^ReadWritePaths=(.*)$", service.read_text(), re.MULTILINE))
+    own = {"store"} if "s3:" not in store else set()
+    assert writable == {str(tmp_path / folder) for folder in {"state", "tmp"} | own | more}
+
+
+SECRET = '{kind}-command = ["/usr/bin/pass", "mover"]'
+
+
+@pytest.mark.parametrize("options", [(), ("--user",)], ids=["system", "user"])
+@pytest.mark.parametrize("command", ["pool", "passphrase", "secret-access-key", "hook", "none"])
+def test_a_job_with_commands_of_its_own_is_not_confined(tmp_path: Path, command: str, options: tuple[str, ...]):
+    text = job_text(
+        tmp_path,
+        '[hooks]\npost-snapshot = ["/bin/true"]\n' if command == "hook" else "",
+        SECRET.format(kind="password") if command == "pool" else 'password-file = "/etc/mover/xcp.secret"',
+    )
+    if command in ("passphrase", "secret-access-key"):
+        url = 'url = "s3://bucket/prefix"' + ('\naccess-key-id = "me"' if command == "secret-access-key" else "")
+        text = text.replace(f'url = "file://{tmp_path}/store"', f"{url}\n{SECRET.format(kind=command)}")
+    (service, *_) = made(tmp_path, 'name = "night"\n' + text, *options)
+    assert ("NoNewPrivileges" in service.read_text()) == (command == "none")
 
 
 @pytest.mark.parametrize("word", ["plain", "/a b/c", 'quo"te', "per%cent", "$HOME", "back\\slash", ""])
