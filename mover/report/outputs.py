@@ -9,7 +9,7 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from mover.errors import InterruptedRunError, MoverError, ReportError
+from mover.errors import BusyError, InterruptedRunError, MoverError, ReportError
 from mover.events import AnyEvent, Emit, Note, RunFinished
 from mover.failure import as_mover_error
 from mover.job import ReportSection
@@ -27,10 +27,12 @@ _HURRY = 3.0
 async def reporting(section: ReportSection, job: str, emit: Emit) -> AsyncIterator[Emit]:
     """Yield what to send events to: they go to `emit` and the job's log, and their sum to its monitoring at the end.
 
-    The end is told however it comes: a run that fails as a whole, or is interrupted, gets its `RunFinished` here.
+    The end is told however it comes: a run that fails as a whole, or is interrupted, gets its `RunFinished` here. One
+    that meets another run of the job leaves the metrics alone.
     Raises `ReportError` at once if the log cannot be written; what fails later is a warning.
     """
     started = time.monotonic()
+    ran = True
     summary = Summary(job)
     views: list[Emit] = [emit]
 
@@ -55,11 +57,13 @@ async def reporting(section: ReportSection, job: str, emit: Emit) -> AsyncIterat
         try:
             yield send
         except BaseException as error:
+            ran = not isinstance(first_error(error), BusyError)
             if not summary.value.finished:
                 send(_end(summary.value, error, time.monotonic() - started))
             raise
         finally:
-            if section.prometheus:
+            # While another run is active the last one's figures stay: else one that hangs would seem to end all the time.
+            if section.prometheus and ran:
                 try:
                     prometheus.write(summary.value, Path(section.prometheus))
                 except OSError as error:

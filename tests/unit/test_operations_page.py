@@ -47,6 +47,12 @@ def test_the_alerts_are_yaml_of_the_right_shape():
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 5), done.stderr
 
 
+def test_the_page_says_what_notices_a_run_that_hangs():
+    (about,) = re.findall(r"```\n\n(A run that hangs.*?)\n\n", PAGE, re.DOTALL)
+    (alert,) = set(re.findall(r"`(\w+)`", about)) & set(re.findall(r"alert: (\w+)", alerts()))
+    assert "mover_run_finished_time_seconds" in alerts().split(f"alert: {alert}")[1].split("- alert:")[0]
+
+
 def test_commands_options_and_pages_that_are_named_are_there():
     for verb, options in re.findall(r"`mover (\w+)([^`]*)`", PAGE):
         assert verb in VERBS

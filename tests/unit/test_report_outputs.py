@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from mover.errors import ReportError, UnreachableError
+from mover.errors import BusyError, FencedError, MoverError, ReportError, UnreachableError
 from mover.events import (
     AnyEvent,
     DiskFinished,
@@ -165,6 +165,30 @@ async def test_a_run_that_fails_before_it_begins_is_told_everywhere(tmp_path: Pa
     assert 'mover_run_exit_code{job="nightly"} 20\n' in (tmp_path / "m.prom").read_text()
     (line,) = (tmp_path / "nightly.jsonl").read_text().splitlines()
     assert json.loads(line)["type"] == "run.finished"
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (BusyError("another run of the job nightly is active"), True),
+        (FencedError("a prune has shut this run out"), False),
+    ],
+    ids=["another run is active", "shut out"],
+)
+async def test_a_run_that_meets_another_one_leaves_the_figures_of_the_last_one(
+    tmp_path: Path, error: MoverError, stays: bool
+):
+    """Else a run that hangs would look as if it ended again and again. Both codes are 75, but one was a run."""
+    section = ReportSection(prometheus=str(tmp_path / "m.prom"), log=str(tmp_path / "{job}.jsonl"))
+    async with reporting(section, "nightly", ignore) as emit:
+        for event in STORY:
+            emit(event)
+    before = (tmp_path / "m.prom").read_text()
+    with pytest.raises(type(error)):
+        async with reporting(section, "nightly", ignore):
+            raise error
+    assert ((tmp_path / "m.prom").read_text() == before) == stays
+    assert json.loads((tmp_path / "nightly.jsonl").read_text().splitlines()[-1])["exit_code"] == 75
 
 
 @pytest.mark.parametrize(
