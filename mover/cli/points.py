@@ -10,7 +10,7 @@ import msgspec
 
 from mover.cli.opening import store_of
 from mover.cli.runner import say, show
-from mover.errors import StoreDamagedError
+from mover.errors import NotFoundError, StoreDamagedError
 from mover.printable import printable
 from mover.store import Point
 from mover.units import format_rate, format_size
@@ -26,6 +26,12 @@ def _list(options: argparse.Namespace) -> int:
     points, damaged = store.readable_points()
     if options.vm:
         points = [point for point in points if options.vm in (point.record.vm_uuid, point.record.vm_name)]
+        # Whose a damaged point is cannot be told: it may be this VM's.
+        if not points and not damaged:
+            raise NotFoundError(
+                f"{store.location} has no point of a VM {options.vm}",
+                "`mover list` without a VM shows what there is",
+            )
     if options.json:
         show(msgspec.json.encode([_fields(point) for point in points]).decode())
     else:

@@ -137,6 +137,27 @@ def test_no_store_and_no_such_point(tmp_path: Path, store: Path):
     assert "hint: `mover list` shows what there is" in missing.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+def test_the_list_of_a_vm_that_there_is_not(store: Path, options: tuple[str, ...]):
+    missing = mover("list", store, "nobody", *options)
+    assert (missing.returncode, missing.stdout) == (21, "")
+    assert missing.stderr.splitlines() == [
+        f"error: {store} has no point of a VM nobody",
+        "hint: `mover list` without a VM shows what there is",
+    ]
+
+
+def test_the_list_of_a_vm_whose_points_may_be_the_damaged_ones(tmp_path: Path, store: Path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", store, copy], check=True)
+    (point,) = (path for path in (copy / "points").rglob("*") if path.is_file())
+    point.chmod(0o600)
+    point.write_bytes(point.read_bytes()[:-1])
+    done = mover("list", copy, "web\x1b[31m")
+    assert (done.returncode, done.stdout) == (13, "")
+    assert "damaged: " in done.stderr
+
+
 @pytest.mark.parametrize("how", ["store", "url", "job", "job without suffix"])
 def test_list_by_store_or_job(tmp_path: Path, store: Path, how: str):
     job = job_file(tmp_path, store)
@@ -154,7 +175,6 @@ def test_json_is_the_only_thing_on_stdout(store: Path, disk: bytes):
     shown = json.loads(mover("show", store, listed["id"][:8], "--json").stdout)
     assert shown == listed
     assert (shown["vm_name"], shown["disks"][0]["size"]) == ("web\x1b[31m", len(disk))
-    assert json.loads(mover("list", store, "nobody", "--json").stdout) == []
     verified = mover("verify", store, "--deep", "--json", "--progress", "json")
     assert json.loads(verified.stdout) == {"damages": []}
     events = [json.loads(line) for line in verified.stderr.splitlines()]
