@@ -25,7 +25,7 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run.started"):
     run: str
     job: str
     schedule: str | None
-    action: Literal["backup", "restore", "verify"]
+    action: Literal["backup"]
     vms: list[str]
 
 

@@ -26,7 +26,7 @@ _HISTORY = 5
 
 
 class DiskOutlook(msgspec.Struct, frozen=True, kw_only=True):
-    """How a disk would be read. `to_read` is in bytes, `estimate` says how it is known; None: nothing is.
+    """How a disk would be read. `to_read` is in bytes, null if not known; `estimate` says how it is known.
 
     `stored` is how many bytes from the disk's beginning a run that was killed has left in the store.
     """

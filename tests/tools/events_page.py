@@ -111,6 +111,7 @@ _SPECIAL = {
     ("note", "disk"): "position of the disk concerned, if any",
     ("verify.progress", "done"): "bytes checked",
     ("verify.damage", "reason"): "what is wrong with it",
+    ("verify.damage", "disks"): "the disks that need it: of each the id of its restore point, a space, its position",
     ("retry", "error"): "what went wrong",
     ("Of a run", "vms"): "by UUID, what became of each VM",
     ("Of a VM", "name"): "the VM's name",
