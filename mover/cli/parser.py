@@ -61,7 +61,11 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 def _passphrase(parser: argparse.ArgumentParser, prefix: str = "", *, required: bool = False) -> None:
     """Where the passphrase of an encrypted store comes from; with a prefix, another one."""
-    what = f"the {prefix.rstrip('-')} passphrase" if prefix else "the passphrase of an encrypted store"
+    what = {
+        "": "the passphrase of an encrypted store",
+        "new-": "the new passphrase",
+        "to-": "the passphrase of the store to copy to",
+    }[prefix]
     source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument(f"--{prefix}passphrase-file", metavar="FILE", help=f"{what} is the first line of this file")
     source.add_argument(f"--{prefix}passphrase-env", metavar="VARIABLE", help="… is in this variable")
