@@ -348,7 +348,7 @@ async def _all_vms(session: Session, job: Job, vms: Sequence[SelectedVm], keepin
         # The next one begins once this one is safe: until old snapshots are gone can take long.
         async with AsyncExitStack() as place:
             await place.enter_async_context(room)
-            return await _one_vm(session, vm, place.aclose, keep_base=vm.uuid in keeping)
+            return await _one_vm(session, vm, lambda point: place.aclose(), keep_base=vm.uuid in keeping)
 
     async with task_group() as group:
         tasks = [group.create_task(one(vm)) for vm in vms]
@@ -361,10 +361,17 @@ async def _one_vm(session: Session, vm: SelectedVm, committed: Committed, *, kee
     point: str | None = None
     failure: MoverError | None = None
     interrupted = False
+
+    async def note_point(made: str) -> None:
+        nonlocal point
+        point = made
+        await committed(made)
+
     try:
-        point = await back_up_vm(session, vm, committed, keep_base=keep_base)
+        await back_up_vm(session, vm, note_point, keep_base=keep_base)
     except asyncio.CancelledError:
-        interrupted = True
+        # Once it has its point a VM is safe: what was interrupted is the removal of old snapshots.
+        interrupted = point is None
         raise
     except Exception as error:  # noqa: BLE001 - whatever goes wrong with one VM must not stop the others
         failure = as_mover_error(error, f"{vm.name}: ") or MoverError(

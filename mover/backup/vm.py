@@ -33,8 +33,10 @@ from protocol.errors import ProtocolError, TransferError, XapiError
 _CLEAN_UP_TIMEOUT = 60.0
 # By so many seconds the clocks of machines that back up the same VMs may differ without a warning.
 _SKEW = 60.0
+_INTERRUPTED = "interrupted before old snapshots were removed: those left will be swept by the next run"
 
-Committed = Callable[[], Awaitable[None]]
+# Told the id of the restore point.
+Committed = Callable[[str], Awaitable[None]]
 
 
 async def back_up_vm(session: Session, vm: SelectedVm, committed: Committed, *, keep_base: bool) -> str:
@@ -54,16 +56,26 @@ async def _back_up(session: Session, vm: SelectedVm, committed: Committed, *, ke
     left = await _left(session, vm, points)
     spared = {disk.uuid for disk in left.taken.disks} if left else set()
     await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points) | spared, session.records)
+    made: list[str] = []
     try:
         record, taken = await _snapshot_and_copy(session, vm, points, left, keep_base=keep_base)
-        point = await session.in_thread(lambda: session.writer.commit(record))
+        await session.in_thread(lambda: made.append(session.writer.commit(record)))
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError):
             session.pool.hurry()
-        await _clean_up(session, vm, points)
+            for note in getattr(error, "__notes__", ()):
+                _warn(session, vm, f"{note}: what it makes will be swept by the next run")
+        if made:
+            # Interrupted in the moment of the commit: its snapshot is the base of the next run.
+            session.unfinished.end(vm.uuid)
+            await committed(made[0])
+            _warn(session, vm, _INTERRUPTED)
+        else:
+            await _clean_up(session, vm, points)
         raise
+    (point,) = made
     session.unfinished.end(vm.uuid)
-    await committed()
+    await committed(point)
     await _settle(session, vm, taken, record)
     _tell_unusual(session, vm, points, record)
     return point
@@ -227,6 +239,10 @@ async def _settle(session: Session, vm: SelectedVm, taken: snapshot.Snapshot, re
     try:
         await snapshot.keep_only(session.pool, taken, keep, data=vm.backup.keep_snapshot != "metadata")
         await snapshot.sweep(session.pool, session.owner, vm.uuid, keep, session.records)
+    except asyncio.CancelledError:
+        session.pool.hurry()
+        _warn(session, vm, _INTERRUPTED)
+        raise
     except ProtocolError as error:
         _warn(session, vm, f"an old snapshot could not be removed and will be swept by the next run: {error}")
 
@@ -239,6 +255,10 @@ async def _clean_up(session: Session, vm: SelectedVm, points: Sequence[Point]) -
             records = await read_records(session.pool)
             await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points), records)
         session.unfinished.end(vm.uuid)
+    except asyncio.CancelledError:
+        session.pool.hurry()
+        _warn(session, vm, "its snapshot could not be removed in time: what is left will be swept by the next run")
+        raise
     except (ProtocolError, TimeoutError) as error:
         why = str(error) or f"that took longer than {_CLEAN_UP_TIMEOUT:g} s"
         _warn(session, vm, f"the snapshot could not be removed and will be swept by the next run: {why}")

@@ -23,6 +23,8 @@ from protocol.xapi.wire import decode_result, failure
 # Seconds between two looks at a task whose events may have been lost.
 _FIRST_LOOK = 1.0
 _LOOK_AGAIN = 30.0
+# Seconds for a task to end once it is cancelled: few kinds of work look whether they are.
+_LAST_WAIT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class Pool:
     async def run(self, method: str, *args: Any, timeout: float | None = None, progress: Progress | None = None) -> Any:
         """Run a call as a task (`Async.…`), wait for its end, and return its decoded result.
 
-        Cancelling this cancels the task. `timeout` in seconds bounds the whole; `progress` is told 0 to 1.
+        Cancelling this cancels the task and waits a little for its end: what it has made is there then, and if it still
+        goes on, a note of the exception says so. `timeout` in seconds bounds the whole; `progress` is told 0 to 1.
 
         Raises what `call` raises, and OutcomeUnknownError when the task vanished.
         """
@@ -94,8 +97,9 @@ class Pool:
         except TimeoutError:
             await self._give_up(started)
             raise PoolUnreachableError(str(self.address), f"{method} has not ended in time") from None
-        except BaseException:
-            await self._give_up(started)
+        except BaseException as error:
+            if not await self._give_up(started):
+                error.add_note(f"{method} was cancelled and still goes on on the pool")
             raise
         await self.destroy_task(task)
         return result_of(record, method)
@@ -194,14 +198,38 @@ class Pool:
                 return None
             raise
 
-    async def _give_up(self, tasks: list[str]) -> None:
-        """Cancel what nobody waits for any more; the pool may be away, so within bounds and without errors."""
-        with suppress(ProtocolError, TimeoutError):
-            async with asyncio.timeout(AFTERMATH):
-                for task in tasks:
-                    with suppress(XapiError):
-                        await self.call("task.cancel", task)
-                    await self.destroy_task(task)
+    async def _give_up(self, tasks: list[str]) -> bool:
+        """Cancel what nobody waits for any more, and say whether it has ended, or may have: the pool may be away.
+
+        Within bounds and without errors.
+        """
+        ended = True
+        for task in tasks:
+            try:
+                async with asyncio.timeout(AFTERMATH):
+                    await self.call("task.cancel", task)
+            except XapiError:
+                pass
+            except (ProtocolError, TimeoutError):
+                continue
+            ended = await self._ends_soon(task) and ended
+            await self.destroy_task(task)
+        return ended
+
+    async def _ends_soon(self, task: str) -> bool:
+        """Whether a task ends while it is worth waiting for; also if the pool is away, and nobody knows."""
+        watch = self.watch(task)
+        try:
+            watch.see(await self._look(task))
+            # No `asyncio.timeout`: Python 3.11.2 does not tell its end from a cancellation in who was cancelled before.
+            await asyncio.wait({watch.ended}, timeout=_LAST_WAIT)
+            if not watch.ended.done():
+                watch.see(await self._look(task))
+            return watch.ended.done()
+        except ProtocolError:
+            return True
+        finally:
+            self.unwatch(task)
 
 
 def result_of(record: TaskRecord, call: str) -> Any:
