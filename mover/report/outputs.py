@@ -62,7 +62,7 @@ async def reporting(section: ReportSection, job: str, emit: Emit) -> AsyncIterat
                 send(_end(summary.value, error, time.monotonic() - started))
             raise
         finally:
-            # While another run is active the last one's figures stay: else one that hangs would seem to end all the time.
+            # The last run's figures stay while another one is active: one that hangs would seem to end all the time.
             if section.prometheus and ran:
                 try:
                     prometheus.write(summary.value, Path(section.prometheus))
