@@ -54,7 +54,7 @@ async def back_up_vm(session: Session, vm: SelectedVm, committed: Committed, *, 
 async def _back_up(session: Session, vm: SelectedVm, committed: Committed, *, keep_base: bool) -> str:
     points = session.points.get(vm.uuid, [])
     left = await _left(session, vm, points)
-    spared = {disk.uuid for disk in left.taken.disks} if left else set()
+    spared = {disk.uuid for disk in (*left.taken.disks, *filter(None, [left.taken.memory]))} if left else set()
     await snapshot.sweep(session.pool, session.owner, vm.uuid, bases(points) | spared, session.records)
     made: list[str] = []
     try:
