@@ -170,7 +170,7 @@ def everybody(now: Play, seed: int) -> Works:
     """All that may take part."""
     garbage = text("garbage") + noise("left behind") + text("b") + noise("d") + text(seed)
     return {
-        "full": now.write(10, garbage),
+        "full": now.write(13, garbage),
         "incremental": now.write_onto_base(11, "one"),
         "prune": now.prune(),
         "full too": now.write(12, noise("left behind") + text("b")),
