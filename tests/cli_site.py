@@ -58,6 +58,28 @@ class Site:
         assert done.returncode == code, done.stderr
         return done.stdout
 
+    def interrupted(self, *arguments: object) -> tuple[str, str]:
+        """Run a command that is interrupted once a disk is planned; its stdout and stderr."""
+        with fork_server.Popen(
+            [*MOVER, *map(str, arguments), "--progress", "json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment(),
+        ) as process:
+            assert process.stderr is not None and process.stdout is not None
+            said = ""
+            for line in process.stderr:
+                said += line
+                if '"disk.planned"' in line:
+                    process.send_signal(signal.SIGINT)
+                    break
+            said += process.stderr.read()
+            printed = process.stdout.read()
+            assert process.wait(60) == 130, said
+        self.printed += [printed, said]
+        return printed, said
+
 
 def on_a_terminal(*arguments: object, **environment: str) -> tuple[int, str]:
     """Run a command with a terminal of 100 columns for everything; its exit code and all that was shown."""

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from mover.backup.records import PoolRecords
+from mover.backup.records import PoolRecords, records_of
 from mover.backup.session import Session
 from mover.job import Records, SelectedVm, disks_of
 from mover.job.select import Record
-from protocol.errors import XapiError
-from protocol.xapi import Pool
 
 
 async def as_it_is_now(session: Session, vm: SelectedVm) -> tuple[Session, SelectedVm]:
@@ -22,26 +20,14 @@ async def as_it_is_now(session: Session, vm: SelectedVm) -> tuple[Session, Selec
     Raises what `Pool.call` raises.
     """
     drives: list[str] = await session.pool.call("VM.get_VBDs", vm.ref)
-    vbds = await _records(session.pool, "VBD", drives)
-    vdis = await _records(session.pool, "VDI", [vbd["VDI"] for vbd in vbds.values() if _holds_disk(vbd)])
+    vbds = await records_of(session.pool, "VBD", drives)
+    vdis = await records_of(session.pool, "VDI", [vbd["VDI"] for vbd in vbds.values() if _holds_disk(vbd)])
     disks, excluded = disks_of(drives, vbds, vdis, vm.exclude_disks)
     return _knowing(session, vbds, vdis), dataclasses.replace(vm, disks=disks, excluded_disks=excluded)
 
 
 def _holds_disk(vbd: Record) -> bool:
     return bool(vbd["type"] == "Disk" and not vbd["empty"])
-
-
-async def _records(pool: Pool, kind: str, refs: list[str]) -> dict[str, Record]:
-    found: dict[str, Record] = {}
-    for ref in refs:
-        try:
-            found[ref] = await pool.call(f"{kind}.get_record", ref)
-        except XapiError as error:
-            # Taken away from the VM between the list and the look.
-            if error.code != "HANDLE_INVALID":
-                raise
-    return found
 
 
 def _knowing(session: Session, vbds: Records, vdis: Records) -> Session:

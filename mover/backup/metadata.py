@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import zstandard
 
+from mover.backup.records import records_of
 from mover.backup.snapshot import Snapshot
 from mover.backup.tags import without_blocks
 from mover.store import MAX_RAW
@@ -87,13 +88,13 @@ async def collect(pool: Pool, vm: str) -> VmMetadata:
     """Gather the records of the live VM `vm` (a ref)."""
     vm_record: Record = await pool.call("VM.get_record", vm)
     vm_record["blocked_operations"] = without_blocks(vm_record.get("blocked_operations") or {})
-    vbds = await _records(pool, "VBD", vm_record["VBDs"])
-    vifs = await _records(pool, "VIF", vm_record["VIFs"])
-    vdis = await _records(pool, "VDI", [vbd["VDI"] for vbd in vbds.values() if not vbd["empty"]])
-    networks = await _records(pool, "network", [vif["network"] for vif in vifs.values()])
-    pifs = await _records(pool, "PIF", [pif for network in networks.values() for pif in network["PIFs"]])
-    srs = await _records(pool, "SR", [vdi["SR"] for vdi in vdis.values()])
-    vtpms = await _records(pool, "VTPM", vm_record.get("VTPMs", []))
+    vbds = await records_of(pool, "VBD", vm_record["VBDs"])
+    vifs = await records_of(pool, "VIF", vm_record["VIFs"])
+    vdis = await records_of(pool, "VDI", [vbd["VDI"] for vbd in vbds.values() if not vbd["empty"]])
+    networks = await records_of(pool, "network", [vif["network"] for vif in vifs.values()])
+    pifs = await records_of(pool, "PIF", [pif for network in networks.values() for pif in network["PIFs"]])
+    srs = await records_of(pool, "SR", [vdi["SR"] for vdi in vdis.values()])
+    vtpms = await records_of(pool, "VTPM", vm_record.get("VTPMs", []))
     return VmMetadata(
         vm=vm_record,
         vbds=vbds,
@@ -109,18 +110,6 @@ async def collect(pool: Pool, vm: str) -> VmMetadata:
     )
 
 
-async def _records(pool: Pool, kind: str, refs: list[str]) -> dict[str, Record]:
-    found: dict[str, Record] = {}
-    for ref in dict.fromkeys(refs):
-        try:
-            found[ref] = await pool.call(f"{kind}.get_record", ref)
-        except XapiError as error:
-            # An object may vanish between the list and the look: it is then not part of the VM any more.
-            if error.code != "HANDLE_INVALID":
-                raise
-    return found
-
-
 async def _vtpm_contents(pool: Pool, vtpms: dict[str, Record]) -> dict[str, str]:
     """What can be read of it: only the pool's own root user may (xen-api ocaml/idl/datamodel_vtpm.ml)."""
     contents: dict[str, str] = {}
@@ -134,7 +123,7 @@ async def _vtpm_contents(pool: Pool, vtpms: dict[str, Record]) -> dict[str, str]
 
 
 async def _guest_metrics(pool: Pool, vm: Record) -> Record | None:
-    found = await _records(pool, "VM_guest_metrics", [vm.get("guest_metrics", "OpaqueRef:NULL")])
+    found = await records_of(pool, "VM_guest_metrics", [vm.get("guest_metrics", "OpaqueRef:NULL")])
     return next(iter(found.values()), None)
 
 

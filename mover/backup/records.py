@@ -7,11 +7,13 @@ readings of everything. What others may change meanwhile is asked for when it is
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from mover.job import Records
 from mover.job.select import Record
+from protocol.errors import XapiError
 from protocol.xapi import Pool
 
 
@@ -48,3 +50,16 @@ async def read_records(pool: Pool) -> PoolRecords:
     """Ask the pool. Raises what `Pool.call` raises."""
     vms, vbds, vdis = [await pool.call(f"{kind}.get_all_records") for kind in ("VM", "VBD", "VDI")]
     return PoolRecords(vms, vbds, vdis)
+
+
+async def records_of(pool: Pool, kind: str, refs: Iterable[str]) -> dict[str, Record]:
+    """The records of these objects (refs) as they are now, without those that are gone. Raises as `Pool.call` does."""
+    found: dict[str, Record] = {}
+    for ref in dict.fromkeys(refs):
+        try:
+            found[ref] = await pool.call(f"{kind}.get_record", ref)
+        except XapiError as error:
+            # It vanished between the list and the look, and is no longer part of the VM then.
+            if error.code != "HANDLE_INVALID":
+                raise
+    return found

@@ -135,7 +135,8 @@ def _restore(verbs: _Verbs[argparse.ArgumentParser]) -> None:
         "--new-macs",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="new MAC addresses or the original ones (--job); the default is new ones if the VM is still there",
+        help="new MAC addresses or the original ones (--job); the default is new ones if the VM, or one with its "
+        "addresses, is there",
     )
     parser.add_argument(
         "--via",

@@ -2,15 +2,12 @@
 
 import hashlib
 import json
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import fork_server
-from tests.cli_site import MOVER, MiB, Site, cli_site
+from tests.cli_site import MiB, Site, cli_site
 
 
 @pytest.fixture
@@ -64,24 +61,7 @@ def test_an_interrupted_run_leaves_a_clean_place(site: Site):
     site.mover("run", site.job)
     site.tell("fill", vdi=vdi, offset=0, length=64 * MiB, kind="random")
     site.tell("network", latency=0.05, bandwidth=4 * MiB)
-    with fork_server.Popen(
-        [*MOVER, "run", str(site.job), "--progress", "json", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=site.environment(),
-    ) as process:
-        assert process.stderr is not None and process.stdout is not None
-        seen = ""
-        for line in process.stderr:
-            seen += line
-            if '"disk.planned"' in line:
-                process.send_signal(signal.SIGINT)
-                break
-        seen += process.stderr.read()
-        summary = process.stdout.read()
-        assert process.wait(60) == 130, seen
-    site.printed += [seen, summary]
+    summary, seen = site.interrupted("run", site.job, "--json")
     assert "interrupted; everything is left clean" in seen
     assert (json.loads(summary)["outcome"], json.loads(summary)["exit_code"]) == ("interrupted", 130)
     assert "Traceback" not in seen
@@ -106,23 +86,7 @@ def test_an_interrupted_restore_says_whether_anything_is_left(site: Site, option
     site.tell("fill", vdi=vdi, offset=0, length=64 * MiB, kind="random")
     site.mover("run", site.job)
     site.tell("network", latency=0.05, bandwidth=4 * MiB)
-    with fork_server.Popen(
-        [*MOVER, "restore", str(site.job), "web", "--job", str(site.job), "--progress", "json", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=site.environment(),
-    ) as process:
-        assert process.stderr is not None
-        seen = ""
-        for line in process.stderr:
-            seen += line
-            if '"disk.planned"' in line:
-                process.send_signal(signal.SIGINT)
-                break
-        seen += process.stderr.read()
-        assert process.wait(60) == 130, seen
-    site.printed.append(seen)
+    _, seen = site.interrupted("restore", site.job, "web", "--job", site.job, *options)
     assert f"interrupted; {words}" in seen
     assert ("is kept: VM " in seen) == bool(options)
     assert "Traceback" not in seen

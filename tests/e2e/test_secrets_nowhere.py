@@ -2,8 +2,6 @@
 
 import json
 import re
-import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -156,22 +154,7 @@ def test_a_wrong_password_is_not_repeated_and_an_interrupted_run_says_nothing_ei
     site.tell("network", latency=0.2)
     (vdi,) = site.tell("make_vm", name="web 2", sizes=[32 * MiB])["vdis"]
     site.tell("fill", vdi=vdi, offset=0, length=32 * MiB, kind="random")
-    with fork_server.Popen(
-        [*MOVER, "run", str(site.job), "--progress", "json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=site.environment(),
-    ) as process:
-        assert process.stderr is not None and process.stdout is not None
-        said = ""
-        for line in process.stderr:
-            said += line
-            if '"disk.planned"' in line:
-                process.send_signal(signal.SIGINT)
-                break
-        said += process.stderr.read() + process.stdout.read()
-        assert process.wait(60) == 130
+    said = "".join(site.interrupted("run", site.job))
     log = (site.folder / "log" / "job.jsonl").read_text()
     for text in (said, log, *posted[1]):
         assert wrong not in text and PASSWORD not in text
